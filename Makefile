@@ -1,0 +1,48 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv demo report test lint bench clean
+
+help:  ## Show these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(INSTALLED)  ## Create .venv and install requirements.lock into it (PYTHON=... picks the interpreter)
+
+demo: $(INSTALLED)  ## Run the demo sweep: fine-tune, merge, score, report
+	@$(BIN)/python run.py experiment=demo
+
+report: $(INSTALLED)  ## Rebuild the demo's tables, plots and page from its records
+	@$(BIN)/python -m twinbench.report suite=demo
+
+test: $(INSTALLED)  ## Run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## Check style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+BENCHMARKS := $(wildcard tests/benchmarks/*.py)
+bench: $(INSTALLED)  ## Run every benchmark of speed and memory, one after the other
+	@for file in $(BENCHMARKS); do echo "== $$file"; PYTHONPATH=. $(BIN)/python "$$file"; done
+	@test -n "$(BENCHMARKS)" || echo "no benchmarks in tests/benchmarks"
+
+clean:  ## Remove .venv and the caches of tools; results stay
+	@rm -rf $(VENV) .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The project itself is not installed: everything runs from this folder.
+$(INSTALLED): requirements.lock
+	@python=$(BIN)/python; test -x $$python || python="$(PYTHON)"; $$python -c 'import sys; v = sys.version_info; \
+		sys.exit(0 if v >= (3, 11) else "twinbench needs Python 3.11 or newer, %s is %d.%d: try make PYTHON=python3.11 %s" \
+		% (sys.executable, v[0], v[1], "$(MAKECMDGOALS)"))'
+	@test -x $(BIN)/pip || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing $$(grep -c == $<) packages into $(VENV)"
+	@PYTHONUNBUFFERED=1 $(BIN)/pip install --disable-pip-version-check -r $< 2>&1 | tee $(VENV)/install.log | awk \
+		'/^Collecting/ && ++n % 20 == 0 { print "  found", n } /^Installing collected/ { print "  unpacking" } { fflush() }' \
+		|| { tail -n 20 $(VENV)/install.log; exit 1; }
+	@touch $@

@@ -1,0 +1,38 @@
+"""DARE on TIES: the task vectors are dropped and rescaled as in `dare`, then merged as in `ties`.
+
+"Language Models are Super Mario", Yu et al., ICML 2024, arXiv 2311.03099; its merger is TIES-Merging, arXiv 2306.01708.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from baselines import ties
+from baselines.dare import drop_and_rescale
+from twinbench.merged import Merged
+
+
+def merge(
+    base: Mapping[str, Tensor],
+    experts: Mapping[str, Mapping[str, Tensor]],
+    *,
+    keep: float,
+    density: float,
+    scaling: float,
+    scope: str,
+    aggregate: str,
+    seed: int,
+) -> Merged:
+    """Drop and rescale by DARE, then trim, elect and merge by TIES.
+
+    Args:
+        keep: fraction of weights that DARE keeps, in (0, 1].
+        density: fraction of weights that TIES keeps of what DARE left, in (0, 1].
+
+    Raises:
+        ValueError: a hyperparameter is out of range.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be in (0, 1], got {keep}")
+    thinned = drop_and_rescale(base, experts, keep, seed)
+    return ties.merge(base, thinned, density=density, scaling=scaling, scope=scope, aggregate=aggregate)

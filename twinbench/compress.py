@@ -1,0 +1,120 @@
+"""Compression of one exclusive matrix: truncated SVD, magnitude pruning, Bernoulli dropout (Twin-Merging, section 4.6).
+
+Each function takes a difference of weights and returns a *part*: a dense tensor, `LowRank` or `Sparse`.
+Parts stay compressed; `dense` rebuilds the matrix they stand for.
+"""
+
+import zlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LowRank(NamedTuple):
+    """``left @ right``: (d_out, r) and (r, d_in), the singular values folded into one of them."""
+
+    left: Tensor
+    right: Tensor
+
+
+class Sparse(NamedTuple):
+    """The kept values of a tensor in row-major order, and one bit per element that says which they are."""
+
+    values: Tensor
+    bits: Tensor
+    shape: tuple[int, ...]
+
+
+Part = Tensor | LowRank | Sparse
+
+
+def svd(delta: Tensor, rank: int) -> LowRank:
+    """Best rank-``rank`` approximation of a matrix (Eckart-Young), from the eigenvectors of its smaller Gram matrix.
+
+    With A = U S V^T the best approximation of rank r is (A V_r) V_r^T, and V_r solves the symmetric eigenproblem
+    A^T A = V S^2 V^T, so neither U nor a division by S is needed: repeated or zero singular values, zero rows and a
+    tall (50,265 x 768) matrix are all ordinary cases. It is solved in float64, where singular values down to 1e-8 of
+    the largest are told apart. A wide matrix is U_r (U_r^T A) in the same way. Columns of ``left`` and rows of
+    ``right`` are in falling order of singular value, so a smaller rank is a slice.
+
+    Args:
+        delta: (d_out, d_in), finite.
+        rank: number of singular triplets kept, at least 1; more than min(d_out, d_in) keeps all. A zero matrix
+            gives rank 0, which stores nothing and is exact.
+
+    Raises:
+        ValueError: the rank is below 1, or the matrix holds NaN or infinity.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    if not torch.isfinite(delta).all():
+        raise ValueError("cannot factor a matrix with NaN or infinite elements")
+    if not delta.any():
+        return LowRank(delta.new_zeros(delta.shape[0], 0), delta.new_zeros(0, delta.shape[1]))
+    matrix = delta.double()
+    tall = matrix.shape[0] >= matrix.shape[1]
+    _, vectors = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)  # ascending eigenvalues
+    top = vectors.flip(1)[:, :rank]
+    left, right = (matrix @ top, top.T) if tall else (top, top.T @ matrix)
+    return LowRank(left.to(delta.dtype).contiguous(), right.to(delta.dtype).contiguous())
+
+
+def magnitude(delta: Tensor, density: float) -> Sparse:
+    """Keep the ``density`` fraction of elements that is largest in absolute value."""
+    kept = max(1, round(density * delta.numel()))
+    top = delta.abs().flatten().topk(kept).indices
+    return _sparse(delta, torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device).index_fill_(0, top, True))
+
+
+def bernoulli(delta: Tensor, density: float, generator: torch.Generator) -> Sparse:
+    """Keep each element with probability ``density`` and rescale what is kept by 1/density (DARE, arXiv 2311.03099)."""
+    kept = torch.rand(delta.numel(), generator=generator) < density
+    return _sparse(delta / density, kept.to(delta.device))
+
+
+def dense(part: Part) -> Tensor:
+    """The tensor that a part stands for."""
+    if isinstance(part, LowRank):
+        return part.left @ part.right
+    if isinstance(part, Sparse):
+        full = part.values.new_zeros(part.shape).flatten()
+        full[_unpacked(part.bits, full.numel())] = part.values
+        return full.view(part.shape)
+    return part
+
+
+def is_zero(part: Part) -> bool:
+    """Whether the part changes nothing, so that it need not be stored."""
+    if isinstance(part, LowRank):
+        return part.left.shape[1] == 0
+    return not (part.values if isinstance(part, Sparse) else part).any()
+
+
+def tensors(part: Part) -> dict[str, Tensor]:
+    """The tensors that are stored for a part, by suffix."""
+    if isinstance(part, LowRank):
+        return {"left": part.left.contiguous(), "right": part.right.contiguous()}
+    if isinstance(part, Sparse):
+        return {"values": part.values, "bits": part.bits}
+    return {"delta": part.contiguous()}
+
+
+def generator(seed: int, *names: str) -> torch.Generator:
+    """A CPU generator that depends on the seed and the names alone, not on the order in which tensors are visited."""
+    return torch.Generator().manual_seed(zlib.crc32("/".join((str(seed), *names)).encode()))
+
+
+def _sparse(values: Tensor, kept: Tensor) -> Sparse:
+    return Sparse(values.flatten()[kept], _packed(kept), tuple(values.shape))
+
+
+def _packed(mask: Tensor) -> Tensor:
+    padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (padded * weights).sum(1, dtype=torch.uint8)
+
+
+def _unpacked(bits: Tensor, length: int) -> Tensor:
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[:, None] >> shifts) & 1).flatten()[:length].bool()

@@ -1,0 +1,154 @@
+"""What a composed configuration means, found without loading a weight or torch: its identity and its mistakes."""
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinbench import assets
+
+PROTOCOLS = ("strict", "paper", "blind")
+PREPARED = {"base", "experts", "shared", "seed"}  # arguments of a method that the run makes; the others are its YAML's
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration.
+
+    Attributes:
+        run_id: hash of everything that changes the result, and of nothing else.
+        suite_id: the same for the suite alone (base, experts, tasks).
+        params: the method's hyperparameters, with those of its shared expert's method under ``shared``.
+        router, seed: None where the result does not depend on them.
+        route: how the method finds w(x): None, "task" or "router".
+    """
+
+    run_id: str
+    suite: str
+    suite_id: str
+    base: str
+    method: str
+    params: Mapping
+    router: Mapping | None
+    protocol: str
+    seed: int | None
+    route: str | None
+
+    @property
+    def label(self) -> str:
+        """The configuration in one line, for a person."""
+        values = "".join(f" {key}={value}" for key, value in self.params.items() if key != "shared")
+        shared = f" shared={self.params['shared']['method']}" if "shared" in self.params else ""
+        router = f" router={self.router['name']}" if self.router else ""
+        seed = "" if self.seed is None else f" seed={self.seed}"
+        return f"{self.suite} {self.protocol:6} {self.method}{shared}{values}{router}{seed}"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Arguments and route of a method, read from its source."""
+
+    arguments: frozenset[str]
+    route: str | None
+
+
+def job(config: Mapping, names: Mapping[str, str]) -> Job:
+    """Check a resolved configuration and say what it stands for.
+
+    Args:
+        names: the chosen file of each config group: ``method``, ``shared``, ``router``.
+
+    Raises:
+        ValueError: unknown protocol, or hyperparameters that do not fit the method.
+        FileNotFoundError: a local source is not there.
+    """
+    one_of("protocol", config["protocol"], PROTOCOLS)
+    signature = _checked_signature(names["method"], config["method"])
+    params = hyperparameters(config["method"])
+    seeded = "seed" in signature.arguments
+    if "shared" in signature.arguments:
+        inner = _checked_signature(names["shared"], config["shared"])
+        if inner.route or "shared" in inner.arguments:
+            raise ValueError(f"method@shared={names['shared']}: the shared expert needs a static method")
+        params |= {"shared": {"method": names["shared"], **hyperparameters(config["shared"])}}
+        seeded |= "seed" in inner.arguments
+    router = None
+    if signature.route == "router" or config["protocol"] == "blind":
+        router = {"name": names["router"], **hyperparameters(config["router"])}
+        seeded |= names["router"] != "oracle"
+    suite_id = _hash(suite_identity(config["suite"]))
+    seed = config["seed"] if seeded else None
+    run_id = _hash([suite_id, names["method"], params, router, config["protocol"], seed])
+    suite = config["suite"]["name"]
+    base = suite_identity(config["suite"])["base"]
+    return Job(
+        run_id, suite, suite_id, base, names["method"], params, router, config["protocol"], seed, signature.route
+    )
+
+
+def suite_identity(suite: Mapping) -> dict:
+    """Everything about a suite that changes scores: contents of its sources, tasks, and how experts come about."""
+    experts = suite["finetune"] or {t: assets.fingerprint(s) for t, s in suite["checkpoints"].items()}
+    tasks = {name: task_identity(task) for name, task in suite["tasks"].items()}
+    return {"base": assets.fingerprint(suite["base"]), "experts": experts, "tasks": tasks}
+
+
+def task_identity(task: Mapping) -> dict:
+    """A task's settings, with the content of its sources in place of where they lie."""
+    return dict(task) | {"sources": {name: assets.fingerprint(source) for name, source in task["sources"].items()}}
+
+
+def expert_id(base: Mapping, task: Mapping, recipe: Mapping) -> str:
+    """What the cached expert of a task depends on: base, training and validation rows, and recipe."""
+    trained_on = task_identity(task) | {"metrics": None, "rows": dict(task["rows"]) | {"test": None}}
+    return _hash([assets.fingerprint(base), trained_on, recipe])
+
+
+def hyperparameters(leaf: Mapping) -> dict:
+    """The values of a config leaf without Hydra's own keys."""
+    return {key: value for key, value in leaf.items() if not key.startswith("_")}
+
+
+def one_of(what: str, given: str, known: Iterable[str]) -> None:
+    """Raise ValueError, with the nearest name, unless ``given`` is known."""
+    known = list(known)
+    if given not in known:
+        near = difflib.get_close_matches(given, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {what} {given!r}{hint} Known: {', '.join(known)}")
+
+
+def signature(target: str) -> Signature:
+    """Read a method's keyword-only arguments and its module's ``ROUTE`` from the source; importing it would load torch."""
+    module, _, function = target.rpartition(".")
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"_target_={target}: there is no module {module}")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    route, arguments = None, None
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            arguments = frozenset(argument.arg for argument in node.args.kwonlyargs)
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["ROUTE"]:
+            route = ast.literal_eval(node.value)
+    if arguments is None:
+        raise ValueError(f"_target_={target}: {spec.origin} has no function {function}")
+    return Signature(arguments, route)
+
+
+def _checked_signature(name: str, leaf: Mapping) -> Signature:
+    found = signature(leaf["_target_"])
+    given, wanted = set(hyperparameters(leaf)), found.arguments - PREPARED
+    for key in sorted(given - wanted):
+        one_of(f"hyperparameter of {name}", key, sorted(wanted))
+    if wanted - given:
+        raise ValueError(f"{name} lacks {', '.join(sorted(wanted - given))}; it takes {', '.join(sorted(wanted))}")
+    return found
+
+
+def _hash(identity) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

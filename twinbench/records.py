@@ -1,0 +1,102 @@
+"""Records: measured numbers, one JSON line each, one file per run, written once and never edited.
+
+``RESULTS/records/TIME-RUN_ID.jsonl`` holds a run's rows; ``RESULTS/predictions/RUN_ID.parquet`` its test predictions.
+A file appears under its name only when it is whole, so a killed process leaves nothing half-written to read.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # pandas costs half a second that `plan=true` need not pay
+    import pandas as pd
+
+
+def write(results_dir: Path, rows: list[dict]) -> Path:
+    """Write the rows of one run to a new file, all or nothing.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    path = results_dir / "records" / f"{stamp}-{rows[0]['run_id']}.jsonl"
+    with _whole_file(path) as part:
+        part.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(results_dir: Path) -> list[dict]:
+    """All rows of all files, oldest file first.
+
+    Raises:
+        ValueError: a line is not a JSON object.
+    """
+    rows = []
+    for path in sorted((results_dir / "records").glob("*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not a JSON record ({error})") from error
+            if not isinstance(row, dict) or "run_id" not in row:
+                raise ValueError(f"{path}, line {number}: not a record (an object with a run_id)")
+            rows.append(row)
+    return rows
+
+
+def latest(rows: Iterable[Mapping]) -> list[dict]:
+    """Per run_id the rows of its newest ok file or, where it has none, its newest failed row.
+
+    The rows of one file share their ``time``; input is oldest first, as ``read`` returns it.
+    """
+    files: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        files.setdefault((row["run_id"], row["time"]), []).append(dict(row))
+    chosen: dict[str, list[dict]] = {}
+    for (run_id, _), group in files.items():
+        old = chosen.get(run_id)
+        if old is None or group[0]["status"] == "ok" or old[0]["status"] != "ok":
+            chosen[run_id] = group
+    return [row for group in chosen.values() for row in group]
+
+
+def write_predictions(results_dir: Path, run_id: str, frame: "pd.DataFrame") -> None:
+    """Write a run's test predictions (task, row, label, prediction, route), all or nothing."""
+    with _whole_file(results_dir / "predictions" / f"{run_id}.parquet") as part:
+        frame.to_parquet(part, compression="zstd")
+
+
+def predictions(results_dir: Path, run_id: str) -> "pd.DataFrame | None":
+    """The test predictions of a run, or None where none were kept."""
+    import pandas as pd
+
+    path = results_dir / "predictions" / f"{run_id}.parquet"
+    return pd.read_parquet(path) if path.exists() else None
+
+
+def check_writable(results_dir: Path) -> None:
+    """Raise OSError with the folder's name if records could not be written there."""
+    try:
+        with _whole_file(results_dir / "records" / "writable") as part:
+            part.touch()
+        (results_dir / "records" / "writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"results_dir={results_dir} cannot be written to: {error.strerror or error}") from error
+
+
+@contextmanager
+def _whole_file(path: Path):
+    """Yield a temporary name beside ``path``; move it there when the block has ended well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

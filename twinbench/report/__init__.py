@@ -1,0 +1,119 @@
+"""Records -> leaderboard: tables, figures and one page per suite, a function of the records alone.
+
+``RESULTS/reports/SUITE/`` holds ``index.html``, ``leaderboard.md``, ``leaderboard.tex``, ``experts.md``, one CSV per
+table at full precision and ``figures/``. It is regenerated as a whole: the same records give the same bytes, and what
+an earlier report had and this one has not is removed.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twinbench.report.blocks import Block
+    from twinbench.report.intervals import Draws
+    from twinbench.report.sections import Section
+
+REFERENCE = "twin_merging"
+SHOWN = ("normalized", "raw", "storage", "time", "router", "failed")  # the tables of leaderboard.md
+
+
+def make(results_dir: Path, suite: str, *, reference: str = REFERENCE) -> dict:
+    """Write the report of ``suite`` and return what is in it.
+
+    Args:
+        results_dir: folder with ``records/`` and ``predictions/``.
+        suite: name of the suite.
+        reference: the method, or the label of the row, that differences are taken to. The default may be absent (then
+            there are no differences); any other must exist.
+
+    Returns:
+        ``tables`` (name -> DataFrame), ``figures`` (name -> path of the PNG), ``folder``, and ``summary``, the main
+        tables as text.
+
+    Raises:
+        ValueError: no records of that suite, no row called ``reference``, or a malformed record.
+        OSError: the folder cannot be written to.
+    """
+    from twinbench import records
+    from twinbench.report import blocks
+
+    rows = records.latest(records.read(results_dir))
+    found = blocks.blocks(rows, suite)
+    _check_reference(found, reference)
+    with ThreadPoolExecutor(1) as pool:  # numpy resamples while Python imports matplotlib
+        draws = pool.submit(_draws, results_dir, found)
+        from twinbench.report import page, sections, text
+
+        made = sections.make(found, draws.result(), suite, reference)
+    command = f"python -m twinbench.report suite={suite} results_dir={_relative(results_dir)} reference={reference}"
+    mine = [row for row in rows if row["suite"] == suite]
+    folder = results_dir / "reports" / suite
+    _write(folder, {"index.html": page.render(suite, made, mine, command).encode()} | _files(suite, made))
+    return {
+        "tables": {section.file(name): table for section in made for name, table in section.tables.items()},
+        "figures": {s.file(name): folder / "figures" / f"{s.file(name)}.png" for s in made for name in s.figures},
+        "folder": folder,
+        "summary": text.document(suite, [section for section in made if not section.older], ("normalized", "failed")),
+    }
+
+
+def _check_reference(found: "list[Block]", reference: str) -> None:
+    """Refuse a reference that was asked for and is nowhere; the default may just not have been run yet."""
+    if reference == REFERENCE or any(block.find(reference) for block in found):
+        return
+    names = sorted({name for block in found for row in block.rows for name in (row.label, row.method)})
+    near = get_close_matches(reference, names, 1, 0)
+    raise ValueError(f"no row called reference={reference!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _draws(results_dir: Path, found: "list[Block]") -> "Draws":
+    """Bootstrap draws of every run that kept its predictions, each family of comparable runs by itself."""
+    from twinbench import records
+    from twinbench.report import intervals
+
+    draws = {}
+    for suite_id in dict.fromkeys(block.suite_id for block in found):
+        family = [block for block in found if block.suite_id == suite_id]
+        runs = [run.run_id for block in family for row in block.rows for run in row.runs]
+        frames = {run: frame for run in runs if (frame := records.predictions(results_dir, run)) is not None}
+        draws |= intervals.resample(frames, family[0].columns)
+    return draws
+
+
+def _files(suite: str, made: "list[Section]") -> dict[str, bytes]:
+    """Every file of the report but the page: path inside the folder -> content."""
+    from twinbench.report import text
+
+    files = {"leaderboard.md": text.document(suite, made, SHOWN).encode()}
+    if any("experts" in section.tables for section in made):
+        files["experts.md"] = text.document(suite, made, ("experts",)).encode()
+    if "normalized" in made[0].tables:
+        files["leaderboard.tex"] = text.latex(suite, made[0]).encode()
+    for section in made:
+        for name, table in section.tables.items():
+            files[f"{section.file(name)}.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
+        for name, pictures in section.figures.items():
+            files |= {f"figures/{section.file(name)}.{kind}": data for kind, data in pictures.items()}
+    return files
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Put each file in place whole, then remove what an earlier report left."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        part = folder / f"{name}.{os.getpid()}.part"
+        part.write_bytes(data)
+        os.replace(part, folder / name)
+    for path in [*folder.glob("*.*"), *folder.glob("figures/*.*")]:
+        stale = path.suffix in (".csv", ".md", ".tex", ".svg", ".png")
+        if stale and path.relative_to(folder).as_posix() not in files:
+            path.unlink()
+
+
+def _relative(path: Path) -> Path:
+    """``path`` as it reads from the current folder, where it lies inside it."""
+    whole = path.resolve()
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,201 @@
+"""Records -> blocks of labelled rows: what may stand in one table, and what each line of it is called.
+
+A block holds the runs of one (suite_id, protocol): scores of other experts, other data or another protocol are not
+comparable, so they never share a table. A row is one (method, params, router); its runs differ in the seed only.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+PROTOCOLS = ("strict", "paper", "blind")
+Column = tuple[str, str]  # (task, metric)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run; ``scores`` holds each task's primary metric, ``others`` every other one, raw."""
+
+    run_id: str
+    seed: int | None
+    scores: dict[Column, float]
+    others: dict[Column, float]
+    records: list[dict]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a method with its settings, over its seeds."""
+
+    label: str
+    method: str
+    oracle: bool  # no router, or one that is told the task
+    runs: list[Run]
+    settings: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The comparable rows of one (suite_id, protocol).
+
+    ``individual`` are the runs every score is divided by: each task by its own expert, strict, task known.
+    ``failed`` pairs a label with the record of a run that has no result.
+    """
+
+    suite_id: str
+    protocol: str
+    columns: list[Column]
+    rows: list[Row]
+    experts: list[Row]
+    failed: list[tuple[str, dict]]
+    individual: list[Run]
+
+    def find(self, name: str) -> Row | None:
+        """The row called ``name``: its label, or else a method's plainest row.
+
+        Among several rows of a method: routed before oracle, more seeds before fewer, first recorded. No score is
+        looked at, so the test split picks nothing.
+        """
+        rows = [row for row in self.rows if row.label == name] or [row for row in self.rows if row.method == name]
+        return min(rows, key=lambda row: (row.oracle, -len(row.runs)), default=None)
+
+
+def blocks(rows: Iterable[Mapping], suite: str) -> list[Block]:
+    """The suite's blocks, newest suite_id first, each with its protocols in the order of ``PROTOCOLS``.
+
+    Args:
+        rows: records as ``records.latest`` gives them; only the test split counts.
+        suite: the suite's name.
+
+    Raises:
+        ValueError: no record is of that suite.
+    """
+    rows = [row for row in rows if row["split"] in ("test", None)]
+    mine = [row for row in rows if row["suite"] == suite]
+    if not mine:
+        known = ", ".join(sorted({row["suite"] for row in rows})) or "none"
+        raise ValueError(f"no records of suite {suite!r}; suites with records: {known}")
+    runs = _newest_runs(mine)
+    ids = sorted({_suite_id(run) for run in runs}, key=lambda name: _freshness(runs, name), reverse=True)
+    found = []
+    for suite_id in ids:
+        family = [run for run in runs if _suite_id(run) == suite_id]
+        names = sorted({run[0]["protocol"] for run in family}, key=_protocol_order)
+        rows_of = {name: _rows([run for run in family if run[0]["protocol"] == name]) for name in names}
+        found += _family_blocks(suite_id, rows_of)
+    return found
+
+
+def _family_blocks(suite_id: str, rows_of: dict[str, tuple[list[Row], list]]) -> list[Block]:
+    """The blocks of one suite_id, with its column order and its normalizing runs."""
+    strict = rows_of.get("strict", ([], []))[0]
+    individual = [run for row in strict if row.method == "individual" and row.oracle for run in row.runs]
+    everything = individual + [run for rows, _ in rows_of.values() for row in rows for run in row.runs]
+    columns = list(dict.fromkeys(column for run in everything for column in run.scores))
+    return [
+        Block(
+            suite_id=suite_id,
+            protocol=protocol,
+            columns=columns,
+            rows=[row for row in rows if row.method != "expert"],
+            experts=[row for row in rows if row.method == "expert"],
+            failed=failed,
+            individual=individual,
+        )
+        for protocol, (rows, failed) in rows_of.items()
+    ]
+
+
+def _newest_runs(rows: list[Mapping]) -> list[list[dict]]:
+    """Per (suite_id, protocol, row, seed) the records of one run: the newest ok one, else the newest failed one."""
+    runs: dict[str, list[dict]] = {}
+    for row in rows:
+        runs.setdefault(row["run_id"], []).append(dict(row))
+    chosen: dict[tuple, list[dict]] = {}
+    for run in sorted(runs.values(), key=lambda run: (run[0]["status"] == "ok", run[0]["time"], run[0]["run_id"])):
+        head = run[0]
+        chosen[_suite_id(run), head["protocol"], head["seed"], *_identity(head)] = run
+    return sorted(chosen.values(), key=lambda run: (run[0]["time"], run[0]["run_id"]))
+
+
+def _rows(runs: list[list[dict]]) -> tuple[list[Row], list[tuple[str, dict]]]:
+    """Rows of one block in the order recorded, and its failed runs with their labels."""
+    groups: dict[tuple, list[list[dict]]] = {}
+    for run in runs:
+        groups.setdefault(_identity(run[0]), []).append(run)
+    names: dict[tuple, str] = {}
+    for method in {identity[0] for identity in groups}:
+        same = [identity for identity in groups if identity[0] == method]
+        names |= zip(same, labels(method, [_settings(groups[identity][0][0]) for identity in same]), strict=True)
+    rows, failed = [], []
+    for identity, group in groups.items():
+        head = group[0][0]
+        done = [_run(records) for records in group if records[0]["status"] == "ok"]
+        failed += [(names[identity], records[0]) for records in group if records[0]["status"] != "ok"]
+        if done:
+            oracle = (head["router"] or {"name": "oracle"})["name"] == "oracle"
+            rows.append(Row(names[identity], head["method"], oracle, done, _settings(head)))
+    return rows, failed
+
+
+def labels(method: str, settings: list[dict]) -> list[str]:
+    """Name a method's rows by the settings in which they differ, e.g. ``ties (density=0.2)``.
+
+    A setting that only some rows have (a scaling that another shared method lacks) is named only where the labels
+    would otherwise coincide.
+    """
+    keys = list(dict.fromkeys(key for row in settings for key in row))
+    several = [key for key in keys if len({_text(row[key]) for row in settings if key in row}) > 1]
+    names = [_label(method, row, several) for row in settings]
+    if len(set(names)) < len(names):
+        several = [key for key in keys if key in several or any(key not in row for row in settings)]
+        names = [_label(method, row, several) for row in settings]
+    return names
+
+
+def _label(method: str, settings: dict, keys: list[str]) -> str:
+    parts = ", ".join(f"{key}={_text(settings[key])}" for key in keys if key in settings)
+    return f"{method} ({parts})" if parts else method
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _settings(record: Mapping) -> dict:
+    """Params and router as one flat dict: ``shared.scaling``, ``router`` (its name), ``router.hidden``, …"""
+    router = dict(record["router"] or {"name": "none"})
+    flat = _flat(record["params"] or {}, "") | {"router": router.pop("name")}
+    return flat | _flat(router, "router.")
+
+
+def _flat(tree: Mapping, prefix: str) -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _run(records: list[dict]) -> Run:
+    scores = {(row["task"], row["metric"]): row["value"] for row in records if row["primary"]}
+    others = {(row["task"], row["metric"]): row["value"] for row in records if not row["primary"]}
+    return Run(records[0]["run_id"], records[0]["seed"], scores, others, records)
+
+
+def _identity(record: Mapping) -> tuple[str, str]:
+    return record["method"], json.dumps([record["params"], record["router"]], sort_keys=True)
+
+
+def _suite_id(run: list[dict]) -> str:
+    return run[0]["suite_id"] or "unknown"  # a run can fail before its suite is known
+
+
+def _freshness(runs: list[list[dict]], suite_id: str) -> tuple[bool, str]:
+    """Sort key: a family with results before one that only failed, then its newest record."""
+    heads = [run[0] for run in runs if _suite_id(run) == suite_id]
+    done = [head["time"] for head in heads if head["status"] == "ok"]
+    return bool(done), max(done or [head["time"] for head in heads])
+
+
+def _protocol_order(name: str) -> tuple[int, str]:
+    return (PROTOCOLS.index(name) if name in PROTOCOLS else len(PROTOCOLS)), name

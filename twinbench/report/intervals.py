@@ -1,0 +1,186 @@
+"""Bootstrap intervals and paired tests over test examples (Efron 1979; Koehn 2004 for the paired form).
+
+Every run of a suite is resampled with the same draws, so a difference between two runs is paired. A resample is kept
+as counts, how often each example was drawn: a metric of 1,000 resamples is then one matrix product. The metrics are
+those of ``twinbench.metrics.score`` on the repeated examples.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from twinbench.report.blocks import Column, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAMPLES = 1000
+CELLS = 4_000_000  # counts held at once: 32 MB, however large the test split is
+Draws = dict[tuple[str, Column], np.ndarray]  # (run_id, column) -> the score of each resample, (SAMPLES,)
+
+
+def resample(frames: "Mapping[str, pd.DataFrame]", columns: Iterable[Column]) -> Draws:
+    """Score ``SAMPLES`` resamples of each task for every run.
+
+    Args:
+        frames: per run_id its predictions (``records.predictions``).
+        columns: (task, primary metric); a metric that is not a function of label and prediction is left out.
+
+    Raises:
+        ValueError: two runs predicted different rows of a task, or hold different labels.
+    """
+    draws = {}
+    for task, metric in columns:
+        if metric not in STATISTICS:
+            continue
+        runs, labels, predictions = _aligned(frames, task)
+        if runs:
+            chunks = [STATISTICS[metric](counts, labels, predictions) for counts in _counts(task, len(labels))]
+            draws |= {(run, (task, metric)): scores for run, scores in zip(runs, np.hstack(chunks), strict=True)}
+    return draws
+
+
+def averages(runs: list[Run], individual: list[Run], columns: list[Column], draws: Draws) -> np.ndarray | None:
+    """The average normalized score of each resample in percent, (SAMPLES,), mean over the seeds in ``runs``.
+
+    None where it is not defined: a run without predictions for a task, or an individual score of 0 or less in some
+    resample (the ratio has no finite spread then).
+    """
+    ratios = []
+    for column in columns:
+        tops = [draws.get((run.run_id, column)) for run in runs]
+        bottoms = [draws.get((run.run_id, column)) for run in individual]
+        if not tops or not bottoms or any(scores is None for scores in tops + bottoms):
+            return None
+        bottom = np.mean(bottoms, axis=0)
+        if (bottom <= 0).any():
+            return None
+        ratios.append(np.mean(tops, axis=0) / bottom)
+    return 100 * np.mean(ratios, axis=0) if ratios else None
+
+
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of ``samples``."""
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """95 % interval of ``samples - reference`` and the two-sided p that they are equal.
+
+    p is twice the smaller share of resamples on either side of 0, one added to each count so that it is never 0.
+    """
+    difference = samples - reference
+    side = min(np.sum(difference <= 0), np.sum(difference >= 0))
+    return *interval(difference), min(1.0, float(2 * (side + 1) / (len(difference) + 1)))
+
+
+def _aligned(frames: "Mapping[str, pd.DataFrame]", task: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Run ids, labels (n,) and predictions (runs, n) of a task, examples in the order of ``row``."""
+    runs, predictions, rows, labels = [], [], None, None
+    for run, frame in frames.items():
+        mine = (frame["task"] == task).to_numpy(dtype=bool)
+        if not mine.any():
+            continue
+        order = np.argsort(frame["row"].to_numpy()[mine], kind="stable")
+        row, label = (frame[name].to_numpy()[mine][order] for name in ("row", "label"))
+        if rows is None:
+            rows, labels = row, label
+        elif not (np.array_equal(rows, row) and np.array_equal(labels, label)):
+            raise ValueError(f"predictions of runs {runs[0]} and {run}, task {task}: other rows or labels, cannot pair")
+        runs.append(run)
+        predictions.append(frame["prediction"].to_numpy()[mine][order])
+    return runs, labels, np.array(predictions)
+
+
+def _counts(task: str, n: int) -> Iterator[np.ndarray]:
+    """How often each of n examples is drawn in each resample, (n, resamples), a few resamples at a time.
+
+    The draws depend on the task's name and n alone, so that every method and every later report sees the same ones.
+    """
+    generator = np.random.default_rng([zlib.crc32(task.encode()), n])
+    step = max(1, CELLS // n)
+    for start in range(0, SAMPLES, step):
+        size = min(step, SAMPLES - start)
+        drawn = generator.integers(0, n, size=(n, size), dtype=np.int32) * size + np.arange(size, dtype=np.int32)
+        yield np.bincount(drawn.ravel(), minlength=n * size).reshape(n, size).astype(float)
+
+
+def _accuracy(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    return (predictions == labels).astype(float) @ counts / len(labels)
+
+
+def _f1(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    true, given = (labels == 1).astype(float), (predictions == 1).astype(float)
+    total = true @ counts + given @ counts
+    return np.divide(2 * (true * given) @ counts, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _matthews(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    n = len(labels)
+    hits = (predictions == labels).astype(float) @ counts
+    both, true2, given2 = np.zeros_like(hits), np.zeros(counts.shape[1]), np.zeros_like(hits)
+    for label in np.union1d(labels, predictions):
+        true = (labels == label).astype(float) @ counts
+        given = (predictions == label).astype(float) @ counts
+        both, true2, given2 = both + true * given, true2 + true**2, given2 + given**2
+    spread = np.sqrt((n**2 - true2) * (n**2 - given2))
+    return np.divide(n * hits - both, spread, out=np.zeros_like(hits), where=spread > 0)
+
+
+def _pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    n = len(labels)
+    x = labels - labels.mean()
+    y = predictions - predictions.mean(axis=1, keepdims=True)
+    mean_x, mean_y = x @ counts / n, y @ counts / n
+    covariance = (x * y) @ counts / n - mean_x * mean_y
+    var_x, var_y = x**2 @ counts / n - mean_x**2, y**2 @ counts / n - mean_y**2
+    return _correlation(covariance, var_x, var_y, 1e-12 * np.max(x**2), 1e-12 * np.max(y**2, axis=1, keepdims=True))
+
+
+def _spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Ranks are of the resample itself: a value's mean rank is the count of the smaller ones and half of its own."""
+    n = len(labels)
+    tied = _grouped(counts, labels)
+    ranks = np.cumsum(tied, axis=0) - tied / 2 - n / 2  # centred: weighted by the counts they sum to 0
+    weighted = counts * ranks[np.unique(labels, return_inverse=True)[1]]
+    var_x, untied = _rank_variance(tied, n), _rank_variance(counts, n)
+    scores = []
+    for prediction in predictions:
+        tied, weight = _grouped(counts, prediction), _grouped(weighted, prediction)
+        above = np.einsum("gs,gs->s", weight, np.cumsum(tied, axis=0)) - np.einsum("gs,gs->s", weight, tied) / 2
+        var_y = untied if len(tied) == n else _rank_variance(tied, n)
+        scores.append(_correlation(above / n, var_x, var_y, 1e-9, 1e-9))
+    return np.array(scores)
+
+
+def _grouped(amounts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sums of ``amounts`` (n, resamples) over equal ``values`` (n,), smallest value first."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])
+    ordered = amounts[order]
+    return ordered if len(starts) == len(values) else np.add.reduceat(ordered, starts, axis=0)
+
+
+def _rank_variance(tied: np.ndarray, n: int) -> np.ndarray:
+    """Variance of mean ranks 1..n where ``tied`` (groups, resamples) examples share a rank."""
+    return (n**3 - np.einsum("gs,gs,gs->s", tied, tied, tied)) / (12 * n)
+
+
+def _correlation(covariance, var_x, var_y, least_x, least_y) -> np.ndarray:
+    """Covariance over the spreads; 0 where a side is constant (a variance not above its rounding error)."""
+    spread = np.sqrt(np.maximum(var_x * var_y, 0))
+    return np.divide(covariance, spread, out=np.zeros_like(spread), where=(var_x > least_x) & (var_y > least_y))
+
+
+STATISTICS = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+    "accuracy_f1": lambda c, y, p: (_accuracy(c, y, p) + _f1(c, y, p)) / 2,
+    "pearson_spearman": lambda c, y, p: (_pearson(c, y, p) + _spearman(c, y, p)) / 2,
+}

@@ -1,0 +1,228 @@
+"""Block -> DataFrames at full precision, one unit each. Missing is NaN and is never averaged over."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from twinbench.report import intervals
+from twinbench.report.blocks import Block, Column, Row, Run
+
+ROUTER_ACCURACY = "router_accuracy"
+ROUTED_TO = "routed_to/"
+BOUNDS = {"individual": "upper bound", "pretrained": "lower bound"}
+
+
+def make(block: Block, draws: intervals.Draws, reference: str) -> dict[str, pd.DataFrame]:
+    """The block's tables that have lines: normalized, raw, storage, time, router, secondary, experts, failed.
+
+    Args:
+        block: its rows, seeds still apart.
+        draws: what ``intervals.resample`` gave for the suite's runs.
+        reference: label or method that differences are taken to.
+    """
+    table = normalized(block, draws, reference)
+    place = {label: position for position, label in enumerate(table["method"])}
+    rows = sorted(block.rows, key=lambda row: place[row.label])
+    tables = {
+        "normalized": table,
+        "raw": raw(rows, block.columns),
+        "storage": storage(rows),
+        "time": time(rows),
+        "router": router(rows, block.columns),
+        "secondary": secondary(rows),
+        "experts": experts(block),
+        "failed": failed(block),
+    }
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+def normalized(block: Block, draws: intervals.Draws, reference: str) -> pd.DataFrame:
+    """Scores in % of the individual expert's, per task, average and worst, against ``reference``; best average first.
+
+    ``individual`` and ``pretrained`` stand first and last and have no rank. A task whose individual score is 0 or
+    less has no normalized score, and a row that lacks a task no average.
+    """
+    against, bottoms = block.find(reference), normalizers(block)
+    samples = {row.label: intervals.averages(row.runs, block.individual, block.columns, draws) for row in block.rows}
+    lines = [_normalized_line(row, block.columns, bottoms) | {"reference": row is against} for row in block.rows]
+    centre = next((line for line in lines if line["reference"]), {"method": None, "average": np.nan})
+    for line in lines:
+        line |= _uncertainty(line, centre, samples)
+    place = {"upper bound": 0, "": 1, "lower bound": 2}
+    lines.sort(key=lambda line: (place[line["role"]], np.isnan(line["average"]), -line["average"], line["method"]))
+    ranked = [line["method"] for line in lines if not line["role"] and not np.isnan(line["average"])]
+    for line in lines:
+        line["rank"] = ranked.index(line["method"]) + 1 if line["method"] in ranked else pd.NA
+    tasks = [task for task, _ in block.columns]
+    spreads = [f"{name}_std" for name in [*tasks, "average"]] if any(line["seeds"] > 1 for line in lines) else []
+    columns = ["rank", "method", "role", "reference", "seeds", *tasks, "average", "worst", "worst_task"]
+    columns += ["average_low", "average_high", "difference", "difference_low", "difference_high", "p", *spreads]
+    return pd.DataFrame(lines, columns=columns).astype({"rank": "Int64"})
+
+
+def _normalized_line(row: Row, columns: list[Column], bottoms: Mapping[Column, float]) -> dict:
+    line = {"method": row.label, "role": BOUNDS.get(row.method, ""), "seeds": len(row.runs)}
+    line |= _cells([run.scores for run in row.runs], {column: column[0] for column in columns}, bottoms)
+    whole = not np.isnan(line["average"])
+    worst = min((task for task, _ in columns), key=lambda task: line[task]) if whole else None
+    return line | {"worst_task": worst, "worst": line[worst] if whole else np.nan}
+
+
+def _uncertainty(line: Mapping, centre: Mapping, samples: Mapping[str, np.ndarray | None]) -> dict:
+    """Interval of a line's average; its difference to the line ``centre`` with interval and p."""
+    mine, base = samples[line["method"]], samples.get(centre["method"])
+    found = {}
+    if mine is not None:
+        found["average_low"], found["average_high"] = intervals.interval(mine)
+    if line["method"] != centre["method"]:
+        found["difference"] = line["average"] - centre["average"]
+        if mine is not None and base is not None:
+            found["difference_low"], found["difference_high"], found["p"] = intervals.paired(mine, base)
+    return found
+
+
+def normalizers(block: Block) -> dict[Column, float]:
+    """Per column the individual expert's raw score, only where every individual run has it and it is above 0."""
+    means = {
+        c: float(np.mean([run.scores.get(c, np.nan) for run in block.individual] or np.nan)) for c in block.columns
+    }
+    return {column: mean for column, mean in means.items() if mean > 0}
+
+
+def raw(rows: list[Row], columns: list[Column]) -> pd.DataFrame:
+    """Primary scores in points (x100), columns headed ``task (metric)``."""
+    return _points([(row, [run.scores for run in row.runs]) for row in rows], _heads(columns))
+
+
+def router(rows: list[Row], columns: list[Column]) -> pd.DataFrame:
+    """Share in % of a task's test rows whose largest weight is on its own expert, for the rows that were routed."""
+    heads = {(task, ROUTER_ACCURACY): task for task, _ in columns}
+    routed = [row for row in rows if any(column in run.others for run in row.runs for column in heads)]
+    return _points([(row, [run.others for run in row.runs]) for row in routed], heads)
+
+
+def _points(rows: list[tuple[Row, list[Mapping]]], heads: Mapping[Column, str]) -> pd.DataFrame:
+    lines = [
+        {"method": row.label, "seeds": len(runs)} | _cells(runs, heads, dict.fromkeys(heads, 1.0)) for row, runs in rows
+    ]
+    names = [*heads.values(), "average"]
+    spreads = [f"{name}_std" for name in names] if any(line["seeds"] > 1 for line in lines) else []
+    return pd.DataFrame(lines, columns=["method", "seeds", *names, *spreads])
+
+
+def _heads(columns: list[Column]) -> dict[Column, str]:
+    return {(task, metric): f"{task} ({metric})" for task, metric in columns}
+
+
+def _cells(runs: list[Mapping[Column, float]], heads: Mapping[Column, str], ones: Mapping[Column, float]) -> dict:
+    """100 x score / one per column and their average, mean over runs; ``_std`` (ddof 1) where there are several runs.
+
+    NaN where a run lacks the column or ``ones`` does; the average then is NaN too.
+    """
+    names = [*heads.values(), "average"]
+    one = np.array([ones.get(column, np.nan) for column in heads])
+    scores = np.array([[run.get(column, np.nan) for column in heads] for run in runs])
+    means = 100 * (scores.mean(axis=0) / one)
+    cells = dict(zip(names, [*means.tolist(), float(np.mean(means)) if heads else np.nan], strict=True))
+    if len(runs) > 1:
+        each = 100 * (scores / one)
+        each = np.column_stack([each, each.mean(axis=1)])
+        cells |= {f"{name}_std": std for name, std in zip(names, each.std(axis=0, ddof=1).tolist(), strict=True)}
+    return cells
+
+
+def storage(rows: list[Row]) -> pd.DataFrame:
+    """Bytes per part and in total, mean over seeds."""
+    parts = ["shared", "exclusive", "router"]
+    lines = []
+    for row in rows:
+        sizes = {part: round(np.mean([run.records[0][f"{part}_bytes"] for run in row.runs])) for part in parts}
+        lines.append({"method": row.label} | sizes | {"total": sum(sizes.values())})
+    return pd.DataFrame(lines, columns=["method", *parts, "total"])
+
+
+def time(rows: list[Row]) -> pd.DataFrame:
+    """Seconds to merge, to make the router and to score all tasks, mean over seeds; NaN where not measured."""
+    lines = []
+    for row in rows:
+        seconds = np.array([_seconds(run) for run in row.runs], dtype=float).mean(axis=0).tolist()
+        lines.append({"method": row.label} | dict(zip(("merge", "route", "evaluation"), seconds, strict=True)))
+    return pd.DataFrame(lines, columns=["method", "merge", "route", "evaluation"])
+
+
+def _seconds(run: Run) -> list[float | None]:
+    """Merge, route and evaluation of a run; a task's evaluation stands in each of its records and counts once."""
+    head = run.records[0]
+    tasks = {record["task"]: record["eval_seconds"] for record in run.records}
+    evaluation = None if None in tasks.values() else sum(tasks.values())
+    return [head["merge_seconds"], head["route_seconds"], evaluation]
+
+
+def secondary(rows: list[Row]) -> pd.DataFrame:
+    """Every metric that is not a task's primary one, raw, one line per (method, task, metric), over the seeds."""
+    lines = []
+    for row in rows:
+        for task, metric in dict.fromkeys(column for run in row.runs for column in run.others):
+            values = [run.others[task, metric] for run in row.runs if (task, metric) in run.others]
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+            line = {"method": row.label, "task": task, "metric": metric, "seeds": len(values)}
+            lines.append(line | {"value": float(np.mean(values)), "std": spread})
+    return pd.DataFrame(lines, columns=["method", "task", "metric", "seeds", "value", "std"])
+
+
+def experts(block: Block) -> pd.DataFrame:
+    """Raw score in points of each expert (row) on each task (column); the diagonal is an expert on its own task."""
+    tasks, heads = [task for task, _ in block.columns], _heads(block.columns)
+    rows = {row.settings["task"]: row for row in block.experts}
+    names = sorted(rows, key=lambda name: (tasks.index(name) if name in tasks else len(tasks), name))
+    table = _points([(rows[name], [run.scores for run in rows[name].runs]) for name in names], heads)
+    table.insert(0, "expert", names)
+    return table[["expert", *heads.values()]]
+
+
+def confusion(row: Row, columns: list[Column]) -> pd.DataFrame | None:
+    """Share in % of each task's test rows (row) whose largest weight is on each expert (column); None if not routed."""
+    tasks = [task for task, _ in columns]
+    routed = dict.fromkeys(metric for run in row.runs for _, metric in run.others if metric.startswith(ROUTED_TO))
+    names = [metric.removeprefix(ROUTED_TO) for metric in routed]
+    names.sort(key=lambda name: tasks.index(name) if name in tasks else len(tasks))
+    shares = [
+        [100 * np.mean([run.others.get((task, ROUTED_TO + name), np.nan) for run in row.runs]) for name in names]
+        for task in tasks
+    ]
+    return pd.DataFrame(shares, index=tasks, columns=names) if names else None
+
+
+def failed(block: Block) -> pd.DataFrame:
+    """Runs without a result: label, seed and the first line of the error."""
+    lines = [
+        {"method": label, "seed": record["seed"], "status": "failed", "error": _first_line(record["error"])}
+        for label, record in block.failed
+    ]
+    return pd.DataFrame(lines, columns=["method", "seed", "status", "error"]).astype({"seed": "Int64"})
+
+
+def _first_line(error: str | None) -> str:
+    return next((line.strip() for line in (error or "").splitlines() if line.strip()), "no message")
+
+
+def notes(block: Block, table: pd.DataFrame, reference: str) -> list[str]:
+    """Why cells of the normalized ``table`` are empty, one sentence each."""
+    found = []
+    if not block.individual:
+        found.append("Nothing is normalized: no run of individual under the strict protocol with these experts.")
+    elif missing := [task for task, metric in block.columns if (task, metric) not in normalizers(block)]:
+        found.append(f"Not normalized: {', '.join(missing)}; the individual score is missing, or 0 or less.")
+    bare = table["average"].notna() & table["average_low"].isna()
+    if bare.any():
+        found.append(
+            f"No interval for {', '.join(table.loc[bare, 'method'])}: per-example predictions are missing, a metric is "
+            "not one of labels and predictions, or an individual score is 0 or less in some resample."
+        )
+    short = table["average"].isna() & bool(normalizers(block))
+    if short.any():
+        found.append(f"No average for {', '.join(table.loc[short, 'method'])}: not every task has a normalized score.")
+    if len(table) and not table["reference"].any():
+        found.append(f"No differences: no row is called {reference}.")
+    return found

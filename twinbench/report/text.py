@@ -1,0 +1,154 @@
+"""DataFrames -> readable text: the same rounded cells for the terminal, Markdown, LaTeX and the page."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from twinbench.report.sections import Section
+
+TITLES = {
+    "normalized": "Normalized score (%)",
+    "raw": "Raw score (points)",
+    "storage": "Storage (MB)",
+    "time": "Time (s)",
+    "router": "Router accuracy (%)",
+    "experts": "Each expert on each task (points)",
+    "failed": "Failed runs",
+}
+CAPTIONS = {
+    "normalized": "In % of the individual expert's score, best average first. ± is the standard deviation over seeds. "
+    "Intervals and p: paired bootstrap over test examples, 1,000 resamples.",
+    "raw": "×100, in the metric named in the column.",
+    "storage": "Bytes written / 10⁶.",
+    "time": "Merging and making the router: once. Evaluation: the sum over all tasks.",
+    "router": "Share of a task's test rows whose largest router weight is on the task's own expert.",
+    "experts": "×100. Row: the one expert used. Column: the task. The diagonal is each expert on its own task.",
+    "failed": "These ended in an error and have no result.",
+}
+
+PROTOCOLS = {
+    "strict": "Everything but the task's classification head is merged; the head is the gold task's.",
+    "paper": "As the official Twin-Merging code: biases and heads stay the gold task's own.",
+    "blind": "No task id anywhere: the router also picks the head.",
+}
+READING = (
+    "A normalized score is a method's score divided by that of `individual`, the task's own fine-tuned expert, under "
+    "the strict protocol with the same experts and data, in %. So `individual` is 100 under strict, and what it loses "
+    "under blind is the cost of routing. The average is over all tasks; where one is missing there is none. "
+    "`individual` (upper bound) and `pretrained` (lower bound) are not ranked."
+)
+OLDER = "Older results, with other experts or data"
+
+
+def document(suite: str, sections: "list[Section]", names: tuple[str, ...]) -> str:
+    """The tables called ``names`` of every section that has one, as one Markdown text."""
+    lines = [f"# {suite}", "", READING, ""]
+    main = True
+    for section in sections:
+        if main and section.older:
+            main = False
+            lines += [f"# {OLDER}", ""]
+        lines += [f"## {heading(section)}", "", PROTOCOLS[section.block.protocol], ""]
+        for name in names:
+            if name in section.tables:
+                lines += [f"### {TITLES[name]}", "", CAPTIONS[name], "", markdown(shown(name, section.tables[name]))]
+            if name == "normalized":
+                lines += [f"{note}\n" for note in section.notes]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def heading(section: "Section") -> str:
+    """A section's name: its protocol and, below the newest experts and data, which ones it is about."""
+    return f"{section.block.protocol} protocol" + (f", suite_id {section.block.suite_id}" if section.older else "")
+
+
+def shown(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The table called ``name`` as rounded strings, spreads and intervals beside their number, empty where missing."""
+    if name == "normalized":
+        return _normalized(table)
+    digits: Callable[[float], str] = {
+        "storage": lambda value: f"{value / 1e6:.2f}",
+        "time": lambda value: f"{value:.2f}",
+        "failed": str,
+    }.get(name, lambda value: f"{value:.1f}")
+    cells = _seeds(table)
+    for column in table.columns.drop(["seeds"], errors="ignore"):
+        if not column.endswith("_std"):
+            cells[column] = _column(table, column, str if column in ("method", "expert") else digits)
+    return pd.DataFrame(cells)
+
+
+def _normalized(table: pd.DataFrame) -> pd.DataFrame:
+    places = list(table.columns)
+    tasks = places[places.index("seeds") + 1 : places.index("average")]
+    marks = table["role"].where(~table["reference"], "reference")
+    labels = [f"{label} [{mark}]" if mark else label for label, mark in zip(table["method"], marks, strict=True)]
+    cells = {"#": _column(table, "rank", str), "method": labels}
+    cells |= _seeds(table) | {task: _column(table, task) for task in tasks}
+    cells["average"] = _column(table, "average")
+    cells["95 % interval"] = _ranges(table, "average", "{:.1f}")
+    cells["worst task"] = [
+        "" if pd.isna(score) else f"{score:.1f} {task}"
+        for score, task in zip(table["worst"], table["worst_task"], strict=True)
+    ]
+    cells["difference"] = _column(table, "difference", lambda value: f"{value:+.1f}")
+    cells["its 95 % interval"] = _ranges(table, "difference", "{:+.1f}")
+    cells["p"] = _column(table, "p", lambda value: f"{value:.3f}")
+    return pd.DataFrame(cells)
+
+
+def _seeds(table: pd.DataFrame) -> dict[str, list[str]]:
+    """The column of seed counts, where any row has several."""
+    several = "seeds" in table and (table["seeds"] > 1).any()
+    return {"seeds": _column(table, "seeds", str)} if several else {}
+
+
+def _column(table: pd.DataFrame, name: str, digits: Callable = "{:.1f}".format) -> list[str]:
+    spreads = table.get(f"{name}_std", pd.Series(float("nan"), table.index))
+    return [
+        "" if pd.isna(value) else digits(value) + ("" if pd.isna(spread) else f" ± {digits(spread)}")
+        for value, spread in zip(table[name], spreads, strict=True)
+    ]
+
+
+def _ranges(table: pd.DataFrame, name: str, digits: str) -> list[str]:
+    return [
+        "" if pd.isna(low) else f"{digits.format(low)} to {digits.format(high)}"
+        for low, high in zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
+    ]
+
+
+def markdown(cells: pd.DataFrame) -> str:
+    """A Markdown table, aligned so that it also reads well in a terminal; text to the left, numbers to the right."""
+    lines = [list(cells.columns), *cells.to_numpy().tolist()]
+    columns = []
+    for name, *column in zip(*lines, strict=True):
+        column = [cell.replace("|", "\\|") for cell in (name, *column)]
+        width = max(3, *map(len, column))
+        plain = name in ("method", "expert", "status", "error")
+        rule = "-" * width if plain else "-" * (width - 1) + ":"
+        padded = [cell.ljust(width) if plain else cell.rjust(width) for cell in column]
+        columns.append([padded[0], rule, *padded[1:]])
+    return "\n".join("| " + " | ".join(line) + " |" for line in zip(*columns, strict=True)) + "\n"
+
+
+def latex(suite: str, section: "Section") -> str:
+    """The section's normalized scores as a booktabs ``table``, without the columns that compare with the reference."""
+    cells = shown("normalized", section.tables["normalized"]).drop(
+        columns=["#", "difference", "its 95 % interval", "p"]
+    )
+    lines = [list(cells.columns), *cells.to_numpy().tolist()]
+    head, *body = [" & ".join(_escaped(cell) for cell in line) + r" \\" for line in lines]
+    caption = _escaped(f"{suite}, {heading(section)}: score in % of the individual expert's.")
+    columns = "".join("l" if name == "method" else "r" for name in cells.columns)
+    top = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join([*top, head, r"\midrule", *body, *end]) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    escapes = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escapes |= {mark: f"\\{mark}" for mark in "&%$#_{}"}
+    return "".join(escapes.get(letter, letter) for letter in cell)

@@ -1,0 +1,111 @@
+"""The router of Twin-Merging (arXiv 2406.15479, section 3.3, appendix D.1): features in, weights over experts out.
+
+``w = softmax(R(Emb(x)))``, where Emb(x) is the mean of the shared expert's last hidden states over the tokens of x, and
+R is three linear layers with batch normalization and Leaky ReLU, trained by cross-entropy on which task x comes from.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """No router: the weights are one-hot at the known task."""
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """How a router is built and trained.
+
+    Args:
+        hidden_ratio: width of the two hidden layers, in units of the feature width.
+        dropout: after each hidden layer, in [0, 1).
+        lr: AdamW's, falling linearly to 0.
+        epochs: at most; the epoch with the lowest loss on held-out training rows is kept.
+        batch_size: rows.
+        top_k: keep only the k largest weights of a row, rescaled to sum to 1; None keeps all, as the paper does.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    hidden_ratio: float
+    dropout: float
+    lr: float
+    epochs: int
+    batch_size: int
+    top_k: int | None
+
+    def __post_init__(self):
+        for name, legal, wanted in (
+            ("hidden_ratio", self.hidden_ratio > 0, "above 0"),
+            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
+            ("lr", self.lr > 0, "above 0"),
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 2, "at least 2 (batch normalization needs two rows)"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "null or at least 1"),
+        ):
+            if not legal:
+                raise ValueError(f"router.{name} must be {wanted}, got {getattr(self, name)}")
+
+
+class Router(nn.Module):
+    """(n, hidden) features to (n, experts) weights whose rows sum to 1."""
+
+    def __init__(self, width: int, experts: int, recipe: Mlp):
+        super().__init__()
+        hidden = max(1, round(recipe.hidden_ratio * width))
+        self.top_k = recipe.top_k
+        self.logits = nn.Sequential(
+            *(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(), nn.Dropout(recipe.dropout)),
+            *(nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(), nn.Dropout(recipe.dropout)),
+            nn.Linear(hidden, experts),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        weights = self.logits(features).softmax(-1)
+        if self.top_k is None or self.top_k >= weights.shape[1]:
+            return weights
+        top = weights.topk(self.top_k, dim=-1)
+        kept = torch.zeros_like(weights).scatter_(-1, top.indices, top.values)
+        return kept / kept.sum(-1, keepdim=True)
+
+
+def fit(recipe: Mlp, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], seed: int) -> Router:
+    """Train a router; deterministic under ``seed``, and the caller's random state is left as it was.
+
+    Args:
+        train: features (n, hidden) and expert positions (n,) of training rows that no expert was trained on.
+        held_out: the same of further such rows, which choose the epoch.
+    """
+    features, experts = train
+    with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
+        torch.manual_seed(seed)
+        router = Router(features.shape[1], int(experts.max()) + 1, recipe).to(features.device)
+        steps = recipe.epochs * -(-len(features) // recipe.batch_size)
+        optimizer = torch.optim.AdamW(router.parameters(), lr=recipe.lr, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+        best_loss, best = float("inf"), None
+        for _ in range(recipe.epochs):
+            router.train()
+            for rows in torch.randperm(len(features)).split(recipe.batch_size):
+                if len(rows) > 1:  # batch normalization has no statistics of a single row
+                    loss = F.cross_entropy(router.logits(features[rows]), experts[rows])
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(router.parameters(), 1.0)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                schedule.step()
+            router.eval()
+            with torch.inference_mode():
+                loss = F.cross_entropy(router.logits(held_out[0]), held_out[1]).item()
+            if loss < best_loss:
+                best_loss, best = loss, copy.deepcopy(router.state_dict())
+    if best is None:
+        raise ValueError(f"router: the held-out loss was never finite; lower router.lr={recipe.lr}")
+    router.load_state_dict(best)
+    return router.requires_grad_(False)

@@ -1,0 +1,90 @@
+"""A task: rows of text with labels in three splits, and the metrics that score it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from twinbench.metrics import METRICS
+
+SPLIT_SEED = 0  # of the split into training and validation rows; part of the protocol, not of a run
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Attributes:
+    columns: one text column, or two for sentence pairs.
+    classes: names by class id, or None for regression.
+    metrics: the first is the primary one.
+    splits: ``train`` (experts), ``validation`` (held out of the training data, for routers and choices), ``test``.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    max_length: int
+    splits: Mapping[str, pd.DataFrame]
+
+    def labels(self, split: str) -> np.ndarray:
+        return self.splits[split]["label"].to_numpy()
+
+
+def load_task(
+    data: Callable[..., dict[str, pd.DataFrame]],
+    sources: Mapping[str, Path],
+    *,
+    name: str,
+    columns: list[str],
+    classes: list[str] | None,
+    metrics: list[str],
+    max_length: int,
+    rows: Mapping[str, int | None],
+) -> Task:
+    """Read a task, hold validation rows out of its training data, and check everything that can be wrong with it.
+
+    Args:
+        data: gives ``train`` and ``test`` frames from the local ``sources``.
+        rows: rows of train, validation and test; None takes what is there (for train: what validation leaves).
+
+    Raises:
+        ValueError: unknown metric, missing column, empty or too small split, or a label outside its range.
+    """
+    if not metrics or set(metrics) - METRICS.keys():
+        raise ValueError(f"task {name}: metrics must be of {', '.join(METRICS)}; got {list(metrics)}")
+    frames = data(**sources)
+    for split, frame in frames.items():
+        _check_frame(name, split, frame, columns, classes)
+    train = frames["train"].iloc[np.random.default_rng(SPLIT_SEED).permutation(len(frames["train"]))]
+    held_out = rows["validation"]
+    splits = {
+        "train": _first(train.iloc[held_out:], rows["train"], f"task {name}: train"),
+        "validation": _first(train, held_out, f"task {name}: validation"),
+        "test": _first(frames["test"], rows["test"], f"task {name}: test"),
+    }
+    splits = {split: frame.reset_index(drop=True) for split, frame in splits.items()}
+    return Task(name, tuple(columns), tuple(classes) if classes else None, tuple(metrics), max_length, splits)
+
+
+def _first(frame: pd.DataFrame, rows: int | None, who: str) -> pd.DataFrame:
+    count = len(frame) if rows is None else rows
+    if not 1 <= count <= len(frame):
+        raise ValueError(f"{who}: rows must be in [1, {len(frame)}] or null, got {count}")
+    return frame.iloc[:count]
+
+
+def _check_frame(task: str, split: str, frame: pd.DataFrame, columns: list[str], classes: list[str] | None) -> None:
+    who = f"task {task}, split {split}"
+    absent = [column for column in [*columns, "label"] if column not in frame]
+    if absent:
+        raise ValueError(f"{who}: no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise ValueError(f"{who}: empty")
+    labels = frame["label"]
+    legal = labels.isin(range(len(classes))) if classes else np.isfinite(labels.astype(float))
+    if not legal.all():
+        row = int(np.argmin(legal.to_numpy()))
+        wanted = f"a class id in [0, {len(classes) - 1}]" if classes else "a finite number"
+        raise ValueError(f"{who}, row {row}: label must be {wanted}, got {labels.iloc[row]!r}")

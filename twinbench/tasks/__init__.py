@@ -1,0 +1,1 @@
+"""Data of the tasks: each module turns fetched files into training and test frames."""
