@@ -12,6 +12,7 @@ Of a wheel or a repository, ``include`` limits what is taken (path prefixes in a
 and not installed, and pickles are not fetched.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -114,11 +115,13 @@ def _content_hash(path: Path) -> str:
         raise ValueError(f"source path {path} holds no {', '.join(CONTENT_SUFFIXES)} file")
     total = hashlib.sha256()
     for name in sorted(files):
-        total.update(f"{name}\0{_file_hash(files[name])}\n".encode())
+        state = files[name].stat()
+        total.update(f"{name}\0{_file_hash(files[name], state.st_size, state.st_mtime_ns)}\n".encode())
     return total.hexdigest()
 
 
-def _file_hash(file: Path) -> str:
+@functools.lru_cache(maxsize=4096)  # the jobs of a sweep ask for the same gigabytes again
+def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -195,7 +198,7 @@ def _download(pin: str, sha256: str, folder: Path) -> Path:
             f"at an index that has it (PIP_INDEX_URL, PIP_FIND_LINKS). pip said:\n{said}"
         )
     (wheel,) = folder.iterdir()
-    got = _file_hash(wheel)
+    got = _file_hash(wheel, wheel.stat().st_size, wheel.stat().st_mtime_ns)
     if got != sha256:
         raise ValueError(f"{wheel.name}: sha256 must be {sha256}, got {got}; the file was thrown away")
     return wheel

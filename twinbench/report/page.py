@@ -52,12 +52,17 @@ def _mark(values: pd.Series) -> str:
 
 
 def _cell(head: str, shown: str, values: pd.Series, name: str) -> dict:
+    """A cell: what it holds, the small print under it, and the share in [0, 1] that it is shaded by."""
     if head in ("method", "expert"):
-        label, _, settings = str(values[head]).partition(" (")
-        return {"kind": "name", "text": label, "settings": settings.removesuffix(")")}
-    shaded = name == "normalized" and f"{head}" in values and head not in ("seeds", "p", "difference")
-    share = min(max(values[head], 0), 100) if shaded and pd.notna(values[head]) else None
-    return {"kind": "text" if head in ("error", "status") else "number", "text": shown, "share": share}
+        label, _, settings = values[head].partition(" (")
+        return {"kind": "name", "text": label, "under": settings.removesuffix(")"), "share": None}
+    if head == "worst task":
+        score, _, task = shown.partition(" ")
+        return {"kind": "number", "text": score, "under": task, "share": None}
+    kind = "text" if head in ("status", "error") else "number"
+    scored = name == "normalized" and head in values.loc["seeds":"average"].index[1:] and shown
+    share = min(max(values[head] / 100, 0), 1) if scored else None
+    return {"kind": kind, "text": shown, "under": "", "share": share}
 
 
 def _inline(svg: bytes) -> str:

@@ -73,9 +73,11 @@ def shown(name: str, table: pd.DataFrame) -> pd.DataFrame:
         "time": lambda value: f"{value:.2f}",
         "failed": str,
     }.get(name, lambda value: f"{value:.1f}")
-    cells = _seeds(table)
-    for column in table.columns.drop(["seeds"], errors="ignore"):
-        if not column.endswith("_std"):
+    cells = {}
+    for column in table.columns:
+        if column == "seeds":
+            cells |= _seeds(table)
+        elif not column.endswith("_std"):
             cells[column] = _column(table, column, str if column in ("method", "expert") else digits)
     return pd.DataFrame(cells)
 

@@ -1,0 +1,81 @@
+"""Compression against slow references, and on the matrices that break a careless SVD."""
+
+import pytest
+import torch
+
+from twinbench.compress import bernoulli, dense, generator, is_zero, magnitude, svd
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (16, 16), (1, 9), (9, 1)])
+@pytest.mark.parametrize("rank", [1, 3, 100])
+def test_svd_is_the_best_approximation(shape, rank):
+    matrix = draw(*shape)
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    expected = (u[:, :rank] * s[:rank]) @ v[:rank]
+    part = svd(matrix, rank)
+    assert part.left.shape == (shape[0], min(rank, *shape))
+    assert part.right.shape == (min(rank, *shape), shape[1])
+    torch.testing.assert_close(dense(part).double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(30, 10), (10, 30)])
+def test_a_smaller_rank_is_a_slice(shape):
+    largest, small = svd(draw(*shape), 10), svd(draw(*shape), 4)
+    torch.testing.assert_close(largest.left[:, :4] @ largest.right[:4], dense(small), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        torch.eye(20),  # all singular values equal
+        torch.ones(50, 7),  # rank 1
+        torch.cat([torch.zeros(30, 8), draw(5, 8)]),  # zero rows
+        1e18 * draw(20, 6),  # the Gram matrix overflows float32
+        1e-18 * draw(20, 6),
+        torch.diag(torch.tensor([1e4, 1.0, 1e-3, 0.0])),
+    ],
+)
+def test_svd_at_full_rank_rebuilds_awkward_matrices(matrix):
+    part = svd(matrix, min(matrix.shape))
+    assert torch.isfinite(part.left).all() and torch.isfinite(part.right).all()
+    error = (dense(part).double() - matrix.double()).norm() / matrix.double().norm()
+    assert error < 1e-6
+
+
+def test_svd_of_zero_stores_nothing():
+    part = svd(torch.zeros(5, 4), 2)
+    assert is_zero(part)
+    assert torch.equal(dense(part), torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_svd_refuses_what_is_not_finite(bad):
+    matrix = draw(4, 4)
+    matrix[1, 2] = bad
+    with pytest.raises(ValueError, match="NaN"):
+        svd(matrix, 2)
+    with pytest.raises(ValueError, match="rank"):
+        svd(draw(4, 4), 0)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (8, 8), (3, 1)])
+def test_magnitude_keeps_the_largest(shape):
+    matrix = draw(*shape)
+    kept = dense(magnitude(matrix, 0.3))
+    count = max(1, round(0.3 * matrix.numel()))
+    threshold = matrix.abs().flatten().sort(descending=True).values[count - 1]
+    assert torch.equal(kept, torch.where(matrix.abs() >= threshold, matrix, 0.0))
+    assert torch.equal(dense(magnitude(matrix, 1.0)), matrix)
+
+
+def test_bernoulli_keeps_the_mean_and_its_seed():
+    matrix = torch.ones(200, 200)
+    part = bernoulli(matrix, 0.25, generator(0, "task", "name"))
+    assert set(dense(part).unique().tolist()) == {0.0, 4.0}
+    assert abs(dense(part).mean() - 1) < 0.05
+    assert torch.equal(dense(part), dense(bernoulli(matrix, 0.25, generator(0, "task", "name"))))
+    assert not torch.equal(dense(part), dense(bernoulli(matrix, 0.25, generator(1, "task", "name"))))

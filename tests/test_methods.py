@@ -1,0 +1,220 @@
+"""Every method file found keeps the contract, and meets the limit cases that its equation implies."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+from baselines import average, dare, dare_ties, expert, individual, task_arithmetic, ties
+from twinbench import plan, twin_merging
+from twinbench.compress import dense
+from twinbench.merged import materialize, with_route
+
+YAMLS = sorted((ROOT / "conf" / "method").glob("*.yaml"))
+SHAPES = {"embed.weight": (30, 8), "up.weight": (12, 8), "up.bias": (12,), "down.weight": (8, 12), "norm.weight": (8,)}
+
+
+def models(seed: int = 0, count: int = 3, dtype=torch.float32) -> tuple[dict, dict]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(scale):
+        return {name: scale * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+    base = draw(1.0)
+    experts = {f"task{t}": {n: base[n] + d for n, d in draw(0.1).items()} for t in range(count)}
+    cast = lambda state: {name: tensor.to(dtype) for name, tensor in state.items()}  # noqa: E731
+    return cast(base), {task: cast(state) for task, state in experts.items()}
+
+
+def call(path: Path, base, experts, **changes):
+    """Call a method with its YAML's values and what a run prepares."""
+    leaf = OmegaConf.load(path)
+    signature = plan.signature(leaf["_target_"])
+    values = plan.hyperparameters(OmegaConf.to_container(leaf))
+    values |= {"task": "task1"} if path.stem == "expert" else {}
+    prepared = {"shared": base, "seed": 0}
+    values |= {name: prepared[name] for name in signature.arguments & prepared.keys()}
+    module, _, function = leaf["_target_"].rpartition(".")
+    return getattr(importlib.import_module(module), function)(base, experts, **values | changes)
+
+
+def equal(left, right, tolerance=0.0):
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_contract(path):
+    leaf = OmegaConf.load(path)
+    module, _, function = leaf["_target_"].rpartition(".")
+    assert module.rpartition(".")[2] == path.stem, "a method's YAML has the stem of its module"
+    merge = getattr(importlib.import_module(module), function)
+    parameters = inspect.signature(merge).parameters
+    keywords = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert list(parameters)[:2] == ["base", "experts"]
+    assert all(parameters[name].default is inspect.Parameter.empty for name in keywords), "numbers live in the YAML"
+    assert keywords - plan.PREPARED == plan.hyperparameters(OmegaConf.to_container(leaf)).keys()
+    assert plan.signature(leaf["_target_"]).arguments == keywords, "read from source as Python reads it"
+    assert plan.signature(leaf["_target_"]).route == getattr(importlib.import_module(module), "ROUTE", None)
+    assert "arXiv" in inspect.unwrap(merge).__globals__["__doc__"] or path.stem in ("pretrained", "individual", "expert")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_merge_keeps_layout_and_inputs_and_repeats_itself(path, dtype):
+    base, experts = models(dtype=dtype)
+    before = {n: t.clone() for n, t in base.items()}, {k: {n: t.clone() for n, t in e.items()} for k, e in experts.items()}
+    merged = materialize(call(path, base, experts))
+    equal(base, before[0])
+    for task in experts:
+        equal(experts[task], before[1][task])
+    assert list(merged.shared) == list(base)
+    assert {n: (t.shape, t.dtype) for n, t in merged.shared.items()} == {n: (t.shape, t.dtype) for n, t in base.items()}
+    assert set(merged.exclusive) <= set(experts)
+    for parts in merged.exclusive.values():
+        for name, part in parts.items():
+            assert dense(part).shape == base[name].shape
+    again = materialize(call(path, base, experts))
+    equal(merged.shared, again.shared)
+    for task, parts in merged.exclusive.items():
+        equal({n: dense(p) for n, p in parts.items()}, {n: dense(p) for n, p in again.exclusive[task].items()})
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_merge_of_models_without_tensors_is_empty(path):
+    merged = materialize(call(path, {}, {"task0": {}, "task1": {}}))
+    assert merged.shared == {}
+    assert not any(merged.exclusive.values())
+
+
+@pytest.mark.parametrize(
+    ("stem", "changes", "word"),
+    [
+        ("ties", {"density": 0.0}, "density"),
+        ("ties", {"density": 1.5}, "density"),
+        ("ties", {"scope": "layer"}, "scope"),
+        ("ties", {"aggregate": "median"}, "aggregate"),
+        ("task_arithmetic", {"scaling": float("nan")}, "scaling"),
+        ("dare", {"density": 0}, "density"),
+        ("dare_ties", {"keep": -1}, "keep"),
+        ("expert", {"task": "task7"}, "did you mean 'task"),
+        ("twin_merging", {"compression": "svdd"}, "compression"),
+        ("twin_merging", {"rank_ratio": 2.0}, "rank_ratio"),
+        ("twin_merging", {"density": 0.1}, "density"),
+        ("twin_merging", {"compression": "magnitude"}, "density"),
+    ],
+)
+def test_hyperparameters_out_of_range_are_named_before_any_tensor_is_read(stem, changes, word):
+    with pytest.raises(ValueError, match=word):
+        call(ROOT / "conf" / "method" / f"{stem}.yaml", {}, {"task0": {}, "task1": {}}, **changes)
+
+
+def test_average_of_identical_experts_is_the_expert():
+    base, experts = models(count=1)
+    same = {f"copy{i}": experts["task0"] for i in range(4)}
+    equal(materialize(average.merge(base, same)).shared, experts["task0"], 1e-7)
+
+
+def test_task_arithmetic_limits():
+    base, experts = models()
+    equal(dict(task_arithmetic.merge(base, experts, scaling=0.0).shared), base)
+    one = {"task0": experts["task0"]}
+    equal(dict(task_arithmetic.merge(base, one, scaling=1.0).shared), experts["task0"], 1e-6)
+    equal(dict(task_arithmetic.merge(base, experts, scaling=1 / 3).shared), dict(average.merge(base, experts).shared), 1e-6)
+
+
+def test_ties_at_full_density_with_one_expert_is_task_arithmetic():
+    base, experts = models(count=1)
+    for scope in ("global", "tensor"):
+        for aggregate in ("mean", "sum"):
+            merged = ties.merge(base, experts, density=1.0, scaling=0.7, scope=scope, aggregate=aggregate)
+            equal(dict(merged.shared), dict(task_arithmetic.merge(base, experts, scaling=0.7).shared), 1e-6)
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+@pytest.mark.parametrize("aggregate", ["mean", "sum"])
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.77])
+def test_ties_equals_a_slow_reference(scope, aggregate, density):
+    base, experts = models(seed=3)
+    flat = {task: torch.cat([(e[n] - base[n]).flatten() for n in base]) for task, e in experts.items()}
+    sizes = [base[n].numel() for n in base]
+    trimmed = []
+    for vector in flat.values():
+        pieces = [vector] if scope == "global" else list(vector.split(sizes))
+        for piece in pieces:
+            order = piece.abs().sort(descending=True).indices
+            piece[order[max(1, round(density * len(piece))) :]] = 0.0
+        trimmed.append(torch.cat(pieces))
+    expected = torch.zeros(sum(sizes))
+    for i in range(len(expected)):
+        values = [float(vector[i]) for vector in trimmed]
+        sign = (sum(values) > 0) - (sum(values) < 0)
+        agreeing = [v for v in values if v * sign > 0]
+        expected[i] = sum(agreeing) / (max(1, len(agreeing)) if aggregate == "mean" else 1)
+    merged = ties.merge(base, experts, density=density, scaling=1.0, scope=scope, aggregate=aggregate).shared
+    got = torch.cat([(merged[n] - base[n]).flatten() for n in base])
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 1.0])
+def test_threshold_is_the_exact_order_statistic(density):
+    values = torch.cat([torch.randn(5000, generator=torch.Generator().manual_seed(1)), torch.zeros(3000), torch.ones(40)])
+    k = max(1, round(density * len(values)))
+    assert ties.kept_above({"a": values[:4000], "b": values[4000:]}, density) == values.abs().sort(descending=True).values[k - 1]
+
+
+def test_dare_limits_and_unbiasedness():
+    base, experts = models()
+    equal(
+        dict(dare.merge(base, experts, density=1.0, scaling=0.3, seed=0).shared),
+        dict(task_arithmetic.merge(base, experts, scaling=0.3).shared),
+        1e-6,
+    )
+    settings = {"density": 0.4, "scaling": 1.0, "scope": "global", "aggregate": "mean"}
+    equal(
+        dict(dare_ties.merge(base, experts, keep=1.0, seed=0, **settings).shared),
+        dict(ties.merge(base, experts, **settings).shared),
+        1e-6,
+    )
+    full = task_arithmetic.merge(base, experts, scaling=1.0).shared["embed.weight"]
+    draws = [dare.merge(base, experts, density=0.5, scaling=1.0, seed=s).shared["embed.weight"] for s in range(300)]
+    assert not torch.equal(draws[0], draws[1])
+    assert (torch.stack(draws).mean(0) - full).abs().max() < 0.1  # 300 draws of +-0.17: 5 sigma
+
+
+def test_individual_and_expert_are_the_experts():
+    base, experts = models()
+    merged = individual.merge(base, experts)
+    for position, task in enumerate(experts):
+        hot = [float(i == position) for i in range(len(experts))]
+        equal(with_route(merged, hot), experts[task], 1e-6)
+        equal(dict(expert.merge(base, experts, task=task).shared), experts[task])
+
+
+@pytest.mark.parametrize("settings", [("svd", 1.0, None), ("none", None, None), ("magnitude", None, 1.0), ("bernoulli", None, 1.0)])
+def test_twin_merging_that_compresses_nothing_is_the_expert(settings):
+    base, experts = models()
+    shared = dict(task_arithmetic.merge(base, experts, scaling=0.3).shared)
+    compression, rank_ratio, density = settings
+    merged = twin_merging.merge(
+        base, experts, shared=shared, compression=compression, rank_ratio=rank_ratio, density=density, seed=0
+    )
+    for position, task in enumerate(experts):
+        hot = [float(i == position) for i in range(len(experts))]
+        equal(with_route(merged, hot), experts[task], 1e-5)
+
+
+def test_twin_merging_ranks():
+    base, experts = models()
+    merged = twin_merging.merge(base, experts, shared=base, compression="svd", rank_ratio=0.5, density=None, seed=0)
+    parts = materialize(merged).exclusive["task0"]
+    assert parts["embed.weight"].left.shape == (30, 4)
+    assert parts["down.weight"].right.shape == (4, 12)
+    smallest = twin_merging.merge(base, experts, shared=base, compression="svd", rank_ratio=0.01, density=None, seed=0)
+    assert smallest.exclusive["task0"]["up.weight"].left.shape[1] == 1
+    equal({"b": parts["up.bias"]}, {"b": experts["task0"]["up.bias"] - base["up.bias"]})
