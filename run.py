@@ -74,8 +74,12 @@ def run(cfg: DictConfig) -> str:
 
 def measure(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]):
     """Instantiate the leaves of the configuration and benchmark them; the first line here that imports torch."""
+    from transformers.utils import logging
+
     from twinbench import benchmark
 
+    logging.set_verbosity_error()  # a new head's missing weights are the point of fine-tuning, not a warning
+    logging.disable_progress_bar()
     router, method = instantiate(cfg.router), make_method(cfg, config, names)
     benchmark.validate(list(config["suite"]["tasks"]), method, router, job.protocol)
     device = pick_device(config["device"])

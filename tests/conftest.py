@@ -83,7 +83,12 @@ def write_suite(root: Path, conf: Path, **changes) -> None:
             "metrics": METRICS[task],
             "max_length": 16,
             "rows": {"train": 40, "validation": 20, "test": None},
-            "data": {"_target_": "twinbench.tasks.parquet.columns", "_partial_": True, "train": "train", "test": "test"},
+            "data": {
+                "_target_": "twinbench.tasks.parquet.columns",
+                "_partial_": True,
+                "train": "train",
+                "test": "test",
+            },
         }
         for task in CLASSES
     }

@@ -61,14 +61,21 @@ def test_contract(path):
     assert keywords - plan.PREPARED == plan.hyperparameters(OmegaConf.to_container(leaf)).keys()
     assert plan.signature(leaf["_target_"]).arguments == keywords, "read from source as Python reads it"
     assert plan.signature(leaf["_target_"]).route == getattr(importlib.import_module(module), "ROUTE", None)
-    assert "arXiv" in inspect.unwrap(merge).__globals__["__doc__"] or path.stem in ("pretrained", "individual", "expert")
+    assert "arXiv" in inspect.unwrap(merge).__globals__["__doc__"] or path.stem in (
+        "pretrained",
+        "individual",
+        "expert",
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_merge_keeps_layout_and_inputs_and_repeats_itself(path, dtype):
     base, experts = models(dtype=dtype)
-    before = {n: t.clone() for n, t in base.items()}, {k: {n: t.clone() for n, t in e.items()} for k, e in experts.items()}
+    before = (
+        {n: t.clone() for n, t in base.items()},
+        {k: {n: t.clone() for n, t in e.items()} for k, e in experts.items()},
+    )
     merged = materialize(call(path, base, experts))
     equal(base, before[0])
     for task in experts:
@@ -125,7 +132,11 @@ def test_task_arithmetic_limits():
     equal(dict(task_arithmetic.merge(base, experts, scaling=0.0).shared), base)
     one = {"task0": experts["task0"]}
     equal(dict(task_arithmetic.merge(base, one, scaling=1.0).shared), experts["task0"], 1e-6)
-    equal(dict(task_arithmetic.merge(base, experts, scaling=1 / 3).shared), dict(average.merge(base, experts).shared), 1e-6)
+    equal(
+        dict(task_arithmetic.merge(base, experts, scaling=1 / 3).shared),
+        dict(average.merge(base, experts).shared),
+        1e-6,
+    )
 
 
 def test_ties_at_full_density_with_one_expert_is_task_arithmetic():
@@ -163,9 +174,14 @@ def test_ties_equals_a_slow_reference(scope, aggregate, density):
 
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 1.0])
 def test_threshold_is_the_exact_order_statistic(density):
-    values = torch.cat([torch.randn(5000, generator=torch.Generator().manual_seed(1)), torch.zeros(3000), torch.ones(40)])
+    values = torch.cat(
+        [torch.randn(5000, generator=torch.Generator().manual_seed(1)), torch.zeros(3000), torch.ones(40)]
+    )
     k = max(1, round(density * len(values)))
-    assert ties.kept_above({"a": values[:4000], "b": values[4000:]}, density) == values.abs().sort(descending=True).values[k - 1]
+    assert (
+        ties.kept_above({"a": values[:4000], "b": values[4000:]}, density)
+        == values.abs().sort(descending=True).values[k - 1]
+    )
 
 
 def test_dare_limits_and_unbiasedness():
@@ -196,7 +212,9 @@ def test_individual_and_expert_are_the_experts():
         equal(dict(expert.merge(base, experts, task=task).shared), experts[task])
 
 
-@pytest.mark.parametrize("settings", [("svd", 1.0, None), ("none", None, None), ("magnitude", None, 1.0), ("bernoulli", None, 1.0)])
+@pytest.mark.parametrize(
+    "settings", [("svd", 1.0, None), ("none", None, None), ("magnitude", None, 1.0), ("bernoulli", None, 1.0)]
+)
 def test_twin_merging_that_compresses_nothing_is_the_expert(settings):
     base, experts = models()
     shared = dict(task_arithmetic.merge(base, experts, scaling=0.3).shared)

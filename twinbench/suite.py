@@ -8,13 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from twinbench.state_dict import SHOWN, StateDict, check_finite, check_same_layout, layout, read_checkpoint, renamed
 from twinbench.task import Task
-
-transformers_logging.set_verbosity_error()  # a freshly made head is the point of fine-tuning, not a warning
-transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, eq=False)

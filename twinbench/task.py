@@ -82,6 +82,9 @@ def _check_frame(task: str, split: str, frame: pd.DataFrame, columns: list[str],
         raise ValueError(f"{who}: no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}")
     if frame.empty:
         raise ValueError(f"{who}: empty")
+    for column in columns:
+        if frame[column].isna().any():
+            raise ValueError(f"{who}, row {int(frame[column].isna().argmax())}: {column} is missing")
     labels = frame["label"]
     legal = labels.isin(range(len(classes))) if classes else np.isfinite(labels.astype(float))
     if not legal.all():

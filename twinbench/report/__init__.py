@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from twinbench.report.blocks import Block
-    from twinbench.report.intervals import Draws
     from twinbench.report.sections import Section
 
 REFERENCE = "twin_merging"
@@ -38,13 +37,13 @@ def make(results_dir: Path, suite: str, *, reference: str = REFERENCE) -> dict:
         OSError: the folder cannot be written to.
     """
     from twinbench import records
-    from twinbench.report import blocks
+    from twinbench.report import blocks, intervals
 
     rows = records.latest(records.read(results_dir))
     found = blocks.blocks(rows, suite)
     _check_reference(found, reference)
     with ThreadPoolExecutor(1) as pool:  # numpy resamples while Python imports matplotlib
-        draws = pool.submit(_draws, results_dir, found)
+        draws = pool.submit(intervals.draws, results_dir, found)
         from twinbench.report import page, sections, text
 
         made = sections.make(found, draws.result(), suite, reference)
@@ -67,20 +66,6 @@ def _check_reference(found: "list[Block]", reference: str) -> None:
     names = sorted({name for block in found for row in block.rows for name in (row.label, row.method)})
     near = get_close_matches(reference, names, 1, 0)
     raise ValueError(f"no row called reference={reference!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-
-
-def _draws(results_dir: Path, found: "list[Block]") -> "Draws":
-    """Bootstrap draws of every run that kept its predictions, each family of comparable runs by itself."""
-    from twinbench import records
-    from twinbench.report import intervals
-
-    draws = {}
-    for suite_id in dict.fromkeys(block.suite_id for block in found):
-        family = [block for block in found if block.suite_id == suite_id]
-        runs = [run.run_id for block in family for row in block.rows for run in row.runs]
-        frames = {run: frame for run in runs if (frame := records.predictions(results_dir, run)) is not None}
-        draws |= intervals.resample(frames, family[0].columns)
-    return draws
 
 
 def _files(suite: str, made: "list[Section]") -> dict[str, bytes]:

@@ -7,18 +7,36 @@ those of ``twinbench.metrics.score`` on the repeated examples.
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twinbench.report.blocks import Column, Run
+from twinbench import records
+from twinbench.report.blocks import Block, Column, Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SAMPLES = 1000
 CELLS = 4_000_000  # counts held at once: 32 MB, however large the test split is
+ROUNDING = 1e-9  # percent
 Draws = dict[tuple[str, Column], np.ndarray]  # (run_id, column) -> the score of each resample, (SAMPLES,)
+
+
+def draws(results_dir: Path, found: list[Block]) -> Draws:
+    """Resampled scores of every run in ``found`` that kept its predictions; runs of one suite_id share their draws.
+
+    Raises:
+        ValueError: two runs of a suite_id predicted different rows of a task, or hold different labels.
+    """
+    scores = {}
+    for suite_id in dict.fromkeys(block.suite_id for block in found):
+        family = [block for block in found if block.suite_id == suite_id]
+        runs = [run.run_id for block in family for row in block.rows for run in row.runs]
+        frames = {run: frame for run in runs if (frame := records.predictions(results_dir, run)) is not None}
+        scores |= resample(frames, family[0].columns)
+    return scores
 
 
 def resample(frames: "Mapping[str, pd.DataFrame]", columns: Iterable[Column]) -> Draws:
@@ -27,22 +45,19 @@ def resample(frames: "Mapping[str, pd.DataFrame]", columns: Iterable[Column]) ->
     Args:
         frames: per run_id its predictions (``records.predictions``).
         columns: (task, primary metric); a metric that is not a function of label and prediction is left out.
-
-    Raises:
-        ValueError: two runs predicted different rows of a task, or hold different labels.
     """
-    draws = {}
+    scores = {}
     for task, metric in columns:
         if metric not in STATISTICS:
             continue
         runs, labels, predictions = _aligned(frames, task)
         if runs:
             chunks = [STATISTICS[metric](counts, labels, predictions) for counts in _counts(task, len(labels))]
-            draws |= {(run, (task, metric)): scores for run, scores in zip(runs, np.hstack(chunks), strict=True)}
-    return draws
+            scores |= {(run, (task, metric)): row for run, row in zip(runs, np.hstack(chunks), strict=True)}
+    return scores
 
 
-def averages(runs: list[Run], individual: list[Run], columns: list[Column], draws: Draws) -> np.ndarray | None:
+def averages(runs: list[Run], individual: list[Run], columns: list[Column], scores: Draws) -> np.ndarray | None:
     """The average normalized score of each resample in percent, (SAMPLES,), mean over the seeds in ``runs``.
 
     None where it is not defined: a run without predictions for a task, or an individual score of 0 or less in some
@@ -50,9 +65,9 @@ def averages(runs: list[Run], individual: list[Run], columns: list[Column], draw
     """
     ratios = []
     for column in columns:
-        tops = [draws.get((run.run_id, column)) for run in runs]
-        bottoms = [draws.get((run.run_id, column)) for run in individual]
-        if not tops or not bottoms or any(scores is None for scores in tops + bottoms):
+        tops = [scores.get((run.run_id, column)) for run in runs]
+        bottoms = [scores.get((run.run_id, column)) for run in individual]
+        if not tops or not bottoms or any(draw is None for draw in tops + bottoms):
             return None
         bottom = np.mean(bottoms, axis=0)
         if (bottom <= 0).any():
@@ -73,6 +88,7 @@ def paired(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float, fl
     p is twice the smaller share of resamples on either side of 0, one added to each count so that it is never 0.
     """
     difference = samples - reference
+    difference[np.abs(difference) < ROUNDING] = 0  # a matrix product may sum equal rows in another order
     side = min(np.sum(difference <= 0), np.sum(difference >= 0))
     return *interval(difference), min(1.0, float(2 * (side + 1) / (len(difference) + 1)))
 

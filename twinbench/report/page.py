@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 
 from twinbench.report import text
 from twinbench.report.sections import TITLES, Section
@@ -36,33 +35,29 @@ def render(suite: str, sections: list[Section], records: list[dict], command: st
 
 
 def _table(section: Section, name: str) -> dict:
-    """A table's heading, file and cells; the scores of the main table carry their value for the shading."""
-    table = section.tables[name]
-    cells = text.shown(name, table)
+    """A table's heading, file and cells."""
+    table, cells = section.tables[name], text.shown(name, section.tables[name])
+    shaded = list(table.loc[:, "seeds":"average"])[1:] if name == "normalized" else []
     rows = []
-    for (_, line), (_, values) in zip(cells.iterrows(), table.iterrows(), strict=True):
-        mark = _mark(values) if name == "normalized" else ""
-        rows.append({"mark": mark, "cells": [_cell(head, line[head], values, name) for head in cells.columns]})
+    for shown, values in zip(cells.to_dict("records"), table.to_dict("records"), strict=True):
+        mark = "reference" if values.get("reference") else values.get("role", "")
+        rows.append({"mark": mark, "cells": [_cell(head, shown[head], values, head in shaded) for head in shown]})
     caption, file = text.CAPTIONS[name], section.file(name) + ".csv"
-    return {"title": text.TITLES[name], "caption": caption, "file": file, "heads": list(cells.columns), "rows": rows}
+    return {"title": text.TITLES[name], "caption": caption, "file": file, "heads": list(cells), "rows": rows}
 
 
-def _mark(values: pd.Series) -> str:
-    return "reference" if values["reference"] else values["role"]
-
-
-def _cell(head: str, shown: str, values: pd.Series, name: str) -> dict:
-    """A cell: what it holds, the small print under it, and the share in [0, 1] that it is shaded by."""
+def _cell(head: str, shown: str, values: dict, shaded: bool) -> dict:
+    """A cell: its kind and text, the small print under it, and the share in [0, 1] that it is shaded by."""
+    cell = {"kind": "number", "text": shown, "under": "", "share": None}
     if head in ("method", "expert"):
         label, _, settings = values[head].partition(" (")
-        return {"kind": "name", "text": label, "under": settings.removesuffix(")"), "share": None}
+        return cell | {"kind": "name", "text": label, "under": settings.removesuffix(")")}
     if head == "worst task":
         score, _, task = shown.partition(" ")
-        return {"kind": "number", "text": score, "under": task, "share": None}
-    kind = "text" if head in ("status", "error") else "number"
-    scored = name == "normalized" and head in values.loc["seeds":"average"].index[1:] and shown
-    share = min(max(values[head] / 100, 0), 1) if scored else None
-    return {"kind": kind, "text": shown, "under": "", "share": share}
+        return cell | {"text": score, "under": task}
+    if shaded and shown:
+        return cell | {"share": min(max(values[head] / 100, 0), 1)}
+    return cell | {"kind": "text"} if head in ("status", "error") else cell
 
 
 def _inline(svg: bytes) -> str:

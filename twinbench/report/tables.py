@@ -18,7 +18,7 @@ def make(block: Block, draws: intervals.Draws, reference: str) -> dict[str, pd.D
 
     Args:
         block: its rows, seeds still apart.
-        draws: what ``intervals.resample`` gave for the suite's runs.
+        draws: what ``intervals.draws`` gave.
         reference: label or method that differences are taken to.
     """
     table = normalized(block, draws, reference)
@@ -52,13 +52,14 @@ def normalized(block: Block, draws: intervals.Draws, reference: str) -> pd.DataF
     place = {"upper bound": 0, "": 1, "lower bound": 2}
     lines.sort(key=lambda line: (place[line["role"]], np.isnan(line["average"]), -line["average"], line["method"]))
     ranked = [line["method"] for line in lines if not line["role"] and not np.isnan(line["average"])]
-    for line in lines:
-        line["rank"] = ranked.index(line["method"]) + 1 if line["method"] in ranked else pd.NA
+    ranks = [ranked.index(line["method"]) + 1 if line["method"] in ranked else None for line in lines]
     tasks = [task for task, _ in block.columns]
     spreads = [f"{name}_std" for name in [*tasks, "average"]] if any(line["seeds"] > 1 for line in lines) else []
-    columns = ["rank", "method", "role", "reference", "seeds", *tasks, "average", "worst", "worst_task"]
+    columns = ["method", "role", "reference", "seeds", *tasks, "average", "worst", "worst_task"]
     columns += ["average_low", "average_high", "difference", "difference_low", "difference_high", "p", *spreads]
-    return pd.DataFrame(lines, columns=columns).astype({"rank": "Int64"})
+    table = pd.DataFrame(lines, columns=columns)
+    table.insert(0, "rank", pd.Series(ranks, dtype=object))  # whole numbers and None
+    return table
 
 
 def _normalized_line(row: Row, columns: list[Column], bottoms: Mapping[Column, float]) -> dict:
@@ -84,10 +85,12 @@ def _uncertainty(line: Mapping, centre: Mapping, samples: Mapping[str, np.ndarra
 
 def normalizers(block: Block) -> dict[Column, float]:
     """Per column the individual expert's raw score, only where every individual run has it and it is above 0."""
-    means = {
-        c: float(np.mean([run.scores.get(c, np.nan) for run in block.individual] or np.nan)) for c in block.columns
-    }
-    return {column: mean for column, mean in means.items() if mean > 0}
+    found = {}
+    for column in block.columns:
+        scores = [run.scores.get(column, np.nan) for run in block.individual]
+        if scores and np.mean(scores) > 0:
+            found[column] = float(np.mean(scores))
+    return found
 
 
 def raw(rows: list[Row], columns: list[Column]) -> pd.DataFrame:
@@ -103,9 +106,8 @@ def router(rows: list[Row], columns: list[Column]) -> pd.DataFrame:
 
 
 def _points(rows: list[tuple[Row, list[Mapping]]], heads: Mapping[Column, str]) -> pd.DataFrame:
-    lines = [
-        {"method": row.label, "seeds": len(runs)} | _cells(runs, heads, dict.fromkeys(heads, 1.0)) for row, runs in rows
-    ]
+    ones = dict.fromkeys(heads, 1.0)
+    lines = [{"method": row.label, "seeds": len(runs)} | _cells(runs, heads, ones) for row, runs in rows]
     names = [*heads.values(), "average"]
     spreads = [f"{name}_std" for name in names] if any(line["seeds"] > 1 for line in lines) else []
     return pd.DataFrame(lines, columns=["method", "seeds", *names, *spreads])
@@ -200,7 +202,7 @@ def failed(block: Block) -> pd.DataFrame:
         {"method": label, "seed": record["seed"], "status": "failed", "error": _first_line(record["error"])}
         for label, record in block.failed
     ]
-    return pd.DataFrame(lines, columns=["method", "seed", "status", "error"]).astype({"seed": "Int64"})
+    return pd.DataFrame(lines, columns=["method", "seed", "status", "error"], dtype=object)
 
 
 def _first_line(error: str | None) -> str:

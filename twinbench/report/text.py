@@ -47,6 +47,8 @@ def document(suite: str, sections: "list[Section]", names: tuple[str, ...]) -> s
     lines = [f"# {suite}", "", READING, ""]
     main = True
     for section in sections:
+        if not set(names) & set(section.tables):
+            continue
         if main and section.older:
             main = False
             lines += [f"# {OLDER}", ""]

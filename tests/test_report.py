@@ -1,0 +1,348 @@
+"""The report: what it computes from records written by hand, and what it writes."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from twinbench import records
+from twinbench.metrics import score
+from twinbench.report import blocks, intervals, make, tables
+from twinbench.report.text import shown
+
+ROOT = Path(__file__).parents[1]
+TASKS = {"topic": "accuracy", "mood": "pearson"}
+N = 300
+
+
+def truth() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {"topic": generator.integers(0, 4, N).astype(float), "mood": generator.normal(size=N)}
+
+
+def guess(quality: float, seed: int = 0) -> dict[str, np.ndarray]:
+    """Predictions that are right (topic) or correlate (mood) the more, the nearer ``quality`` is to 1."""
+    generator, labels = np.random.default_rng(seed), truth()
+    wrong = generator.random(N) > quality
+    noise = generator.normal(size=N)
+    return {
+        "topic": np.where(wrong, (labels["topic"] + 1) % 4, labels["topic"]),
+        "mood": quality * labels["mood"] + np.sqrt(1 - quality**2) * noise,
+    }
+
+
+def add_run(results: Path, run_id: str, method: str, predictions: dict | None = None, **fields) -> dict:
+    """Write the records and predictions of one run and return its fields; without predictions it is a failed one."""
+    run = {"run_id": run_id, "time": "2026-01-01T00:00:00+00:00", "commit": "abc", "dirty": False, "status": "ok"}
+    run |= {"error": None, "experiment": None, "suite": "toy", "suite_id": "new", "base": "mini", "method": method}
+    run |= {"params": {}, "router": None, "protocol": "strict", "seed": None, "split": "test", "device": "cpu"}
+    run |= {"merge_seconds": 1.5, "route_seconds": 0.5, "eval_seconds": 2.0, "shared_bytes": 1_000_001}
+    run |= {"exclusive_bytes": 500_000, "router_bytes": 7, "peak_memory_bytes": 1, "versions": {"numpy": "2"}} | fields
+    rows, frames = [], []
+    for task, prediction in (predictions or {}).items():
+        value = score(TASKS[task], truth()[task], prediction)
+        row = {"task": task, "metric": TASKS[task], "primary": True, "value": value, "n": N}
+        rows.append(run | row)
+        if (run["router"] or {}).get("name") == "mlp":
+            shares = {"router_accuracy": 0.9} | {f"routed_to/{name}": 0.9 if name == task else 0.1 for name in TASKS}
+            rows += [run | row | {"metric": name, "primary": False, "value": part} for name, part in shares.items()]
+        frame = {"task": task, "row": np.arange(N), "label": truth()[task], "prediction": prediction}
+        frames.append(pd.DataFrame(frame))
+    if predictions is None:
+        rows = [run | dict.fromkeys(("task", "metric", "primary", "value", "n")) | {"status": "failed"}]
+    for folder in ("records", "predictions"):
+        (results / folder).mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (results / "records" / f"{run_id}.jsonl").write_text(text, encoding="utf-8")
+    if frames:
+        pd.concat(frames).to_parquet(results / "predictions" / f"{run_id}.parquet")
+    return run
+
+
+def fill(tmp_path: Path) -> Path:
+    """Bounds, two static methods, Twin-Merging over three seeds and with an oracle, blind runs and a failed one."""
+    mlp, oracle = {"name": "mlp", "hidden": 8}, {"name": "oracle"}
+    add_run(tmp_path, "a0", "individual", guess(0.95), router=oracle)
+    add_run(tmp_path, "a1", "pretrained", guess(0.2))
+    add_run(tmp_path, "a2", "average", guess(0.5))
+    add_run(tmp_path, "a3", "ties", guess(0.6), params={"density": 0.2})
+    for seed, quality in enumerate((0.85, 0.9, 0.92)):
+        add_run(tmp_path, f"b{seed}", "twin_merging", guess(quality, seed), router=mlp, seed=seed)
+    add_run(tmp_path, "b3", "twin_merging", guess(0.93), router=oracle, seed=0)
+    add_run(tmp_path, "c0", "individual", guess(0.9), router=mlp, protocol="blind", seed=0)
+    add_run(tmp_path, "c1", "twin_merging", guess(0.8), router=mlp, protocol="blind", seed=0)
+    add_run(tmp_path, "d0", "della", error="ValueError: density must be in (0, 1]; got 0\n  traceback")
+    for name in TASKS:
+        other = guess(0.3) | {name: guess(0.95)[name]}
+        add_run(tmp_path, f"e-{name}", "expert", other, params={"task": name})
+    return tmp_path
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return fill(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    """The written report of the same records, made once: read it, leave it as it is."""
+    return make(fill(tmp_path_factory.mktemp("results")), "toy")
+
+
+def computed(results: Path, reference: str = "twin_merging") -> dict[tuple[str, str], dict[str, pd.DataFrame]]:
+    """Tables per (suite_id, protocol), without writing or drawing anything."""
+    found = blocks.blocks(records.latest(records.read(results)), "toy")
+    draws = intervals.draws(results, found)
+    return {(block.suite_id, block.protocol): tables.make(block, draws, reference) for block in found}
+
+
+def table(results: Path, name: str = "normalized", reference: str = "twin_merging") -> pd.DataFrame:
+    """A table of the strict block of the newest experts, by label."""
+    found = computed(results, reference)["new", "strict"][name]
+    return found.set_index("expert" if name == "experts" else "method")
+
+
+def notes(results: Path) -> str:
+    """What is said of the empty cells of the first block."""
+    block, *_ = blocks.blocks(records.latest(records.read(results)), "toy")
+    draws = intervals.draws(results, [block])
+    return "\n".join(tables.notes(block, tables.normalized(block, draws, "ties"), "ties"))
+
+
+def raw(predictions: dict[str, np.ndarray]) -> dict[str, float]:
+    return {task: score(TASKS[task], truth()[task], predictions[task]) for task in TASKS}
+
+
+def test_normalized_is_the_share_of_the_individual_score(results):
+    found, ties, individual = table(results), raw(guess(0.6)), raw(guess(0.95))
+    expected = {task: 100 * ties[task] / individual[task] for task in TASKS}
+    for task in TASKS:
+        assert found.loc["ties", task] == pytest.approx(expected[task], rel=1e-12)
+    assert found.loc["ties", "average"] == pytest.approx(np.mean(list(expected.values())), rel=1e-12)
+    assert found.loc["ties", "worst"] == pytest.approx(min(expected.values()), rel=1e-12)
+    assert found.loc["ties", "worst_task"] == min(expected, key=expected.get)
+
+
+def test_individual_is_exactly_100_and_bounds_have_no_rank(results):
+    found = table(results)
+    assert list(found.loc["individual", [*TASKS, "average", "worst", "average_low", "average_high"]]) == [100.0] * 6
+    assert found.index[0] == "individual" and found.index[-1] == "pretrained"
+    assert found.loc[["individual", "pretrained"], "rank"].isna().all()
+    ranked = found[found["rank"].notna()]
+    assert list(ranked["rank"]) == [1, 2, 3, 4]
+    assert ranked["average"].is_monotonic_decreasing
+
+
+def test_protocols_and_suite_ids_are_never_mixed(results):
+    add_run(results, "f0", "average", guess(0.7), suite_id="old", time="2025-01-01T00:00:00+00:00")
+    found = computed(results)
+    assert list(found) == [("new", "strict"), ("new", "blind"), ("old", "strict")]
+    blind = found["new", "blind"]["normalized"].set_index("method")
+    assert set(blind.index) == {"individual", "twin_merging"}
+    assert blind.loc["individual", "topic"] == pytest.approx(100 * raw(guess(0.9))["topic"] / raw(guess(0.95))["topic"])
+    old = found["old", "strict"]["normalized"]
+    assert list(old["method"]) == ["average"] and old[[*TASKS, "average"]].isna().all(axis=None)
+    make(results, "toy")
+    page = (results / "reports" / "toy" / "index.html").read_text(encoding="utf-8")
+    assert page.index("blind protocol") < page.index("other experts or data")
+    assert "no run of individual under the strict protocol" in page
+
+
+def test_seeds_are_aggregated(results):
+    found = table(results).loc["twin_merging (router=mlp)"]
+    runs = [raw(guess(quality, seed)) for seed, quality in enumerate((0.85, 0.9, 0.92))]
+    each = np.array([[100 * run[task] / raw(guess(0.95))[task] for task in TASKS] for run in runs])
+    assert found["seeds"] == 3
+    assert found["topic"] == pytest.approx(each[:, 0].mean())
+    assert found["topic_std"] == pytest.approx(each[:, 0].std(ddof=1))
+    assert found["average_std"] == pytest.approx(each.mean(axis=1).std(ddof=1))
+    assert pd.isna(table(results).loc["ties", "average_std"])
+
+
+def test_rerun_replaces_its_older_result(results):
+    before = table(results).loc["ties", "topic"]
+    later = "2026-02-01T00:00:00+00:00"
+    add_run(results, "a3-again", "ties", guess(0.7), params={"density": 0.2}, time=later)
+    add_run(results, "a3-failed", "ties", params={"density": 0.2}, time="2026-03-01T00:00:00+00:00", error="boom")
+    found = table(results).loc["ties"]
+    assert found["seeds"] == 1
+    assert found["topic"] == pytest.approx(100 * raw(guess(0.7))["topic"] / raw(guess(0.95))["topic"]) != before
+
+
+def test_failed_run_is_shown_with_the_first_line_of_its_error(report):
+    failed = report["tables"]["strict_failed"]
+    assert failed.loc[0, ["method", "status"]].tolist() == ["della", "failed"]
+    assert failed.loc[0, "error"] == "ValueError: density must be in (0, 1]; got 0"
+    for text in ((report["folder"] / "leaderboard.md").read_text(encoding="utf-8"), report["summary"]):
+        assert "della" in text and "density must be in (0, 1]" in text and "traceback" not in text
+
+
+def test_missing_task_gives_an_empty_cell_and_no_average(results):
+    add_run(results, "f1", "slerp", {"topic": guess(0.9)["topic"]})
+    found = table(results)
+    assert found.loc["slerp", ["mood", "average", "worst", "rank", "average_low"]].isna().all()
+    assert found.loc["slerp", "topic"] > 0
+    assert pd.isna(table(results, "raw").loc["slerp", "average"])
+    cells = shown("normalized", found.reset_index()).set_index("method").loc["slerp"]
+    assert (cells["mood"], cells["average"], cells["95 % interval"]) == ("", "", "")
+
+
+def test_normalizer_of_zero_or_less_leaves_the_cell_empty(tmp_path):
+    upside_down = guess(0.9) | {"mood": -truth()["mood"]}
+    add_run(tmp_path, "a0", "individual", upside_down)
+    add_run(tmp_path, "a1", "average", guess(0.5))
+    found = table(tmp_path)
+    assert found[["mood", "average"]].isna().all(axis=None)
+    assert found.loc["individual", "topic"] == 100.0
+    assert "Not normalized: mood" in notes(tmp_path)
+
+
+def test_csv_has_full_precision(report):
+    for name, frame in report["tables"].items():
+        lines = (report["folder"] / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+        assert lines[0].split(",")[0] == frame.columns[0] and len(lines) == len(frame) + 1
+    read = pd.read_csv(report["folder"] / "strict_normalized.csv", float_precision="round_trip")
+    for column in [*TASKS, "average", "average_low", "difference_high"]:
+        np.testing.assert_array_equal(read[column], report["tables"]["strict_normalized"][column])
+
+
+def test_storage_time_and_router_tables(results):
+    assert list(table(results, "storage").loc["ties"]) == [1_000_001, 500_000, 7, 1_500_008]
+    assert list(table(results, "time").loc["ties"]) == [1.5, 0.5, 2.0 * len(TASKS)]
+    router = table(results, "router")
+    assert list(router.index) == ["twin_merging (router=mlp)"]
+    assert router.loc["twin_merging (router=mlp)", "average"] == pytest.approx(90)
+    assert {"router_accuracy", "routed_to/mood"} <= set(table(results, "secondary")["metric"])
+
+
+def test_experts_have_their_own_matrix(results, report):
+    found = table(results, "experts")
+    assert list(found.index) == list(TASKS)
+    assert found.loc["mood", "mood (pearson)"] == pytest.approx(100 * raw(guess(0.95))["mood"])
+    assert found.loc["topic", "mood (pearson)"] == pytest.approx(100 * raw(guess(0.3))["mood"])
+    assert not table(results).index.str.startswith("expert").any()
+    assert "| mood " in (report["folder"] / "experts.md").read_text(encoding="utf-8")
+
+
+def test_intervals_hold_the_point_and_find_real_differences_only(results):
+    same = guess(0.92, seed=9)
+    add_run(results, "f2", "emr", same)
+    add_run(results, "f3", "tall_masks", same)
+    found = table(results, reference="emr")
+    whole = found[found["average"].notna()]
+    assert (whole["average_low"] <= whole["average"]).all() and (whole["average"] <= whole["average_high"]).all()
+    assert found.loc["tall_masks", ["difference", "difference_low", "difference_high"]].tolist() == [0.0, 0.0, 0.0]
+    assert found.loc["tall_masks", "p"] == 1.0
+    assert found.loc["average", "p"] < 0.01 and found.loc["average", "difference_high"] < 0
+    assert pd.isna(found.loc["emr", "difference"])
+
+
+def test_rounding_is_not_a_difference():
+    samples = np.random.default_rng(0).normal(90, 1, 1000)
+    assert intervals.paired(samples + 1e-13, samples) == (0.0, 0.0, 1.0)
+
+
+def test_no_interval_without_predictions(results):
+    (results / "predictions" / "a3.parquet").unlink()
+    found = table(results)
+    assert found.loc["ties", ["average_low", "difference_low", "p"]].isna().all()
+    assert found.loc["ties", ["average", "difference"]].notna().all()
+    assert "No interval for ties" in notes(results)
+
+
+def test_predictions_of_other_rows_are_refused(results):
+    path = results / "predictions" / "a3.parquet"
+    frame = pd.read_parquet(path)
+    frame.assign(row=frame["row"] + 1).to_parquet(path)
+    with pytest.raises(ValueError, match="a3, task topic: other rows"):
+        computed(results)
+
+
+@pytest.mark.parametrize("metric", intervals.STATISTICS)
+def test_resampled_metrics_are_those_of_the_repeated_examples(metric):
+    generator = np.random.default_rng(1)
+    n = 60
+    classes = "pearson" not in metric and "spearman" not in metric
+    labels = generator.integers(0, 2 if "f1" in metric else 4, n).astype(float)
+    labels = labels if classes else np.round(generator.normal(size=n), 1)
+    predictions = np.stack([labels, np.roll(labels, 1), np.where(generator.random(n) < 0.3, -1, labels), np.zeros(n)])
+    drawn = generator.integers(0, n, size=(n, 20))
+    counts = np.stack([np.bincount(column, minlength=n) for column in drawn.T], axis=1).astype(float)
+    expected = [[score(metric, labels[column], run[column]) for column in drawn.T] for run in predictions]
+    np.testing.assert_allclose(intervals.STATISTICS[metric](counts, labels, predictions), expected, atol=1e-9)
+
+
+def test_labels_name_only_what_differs():
+    shared = [{"shared.method": "pretrained", "rank": 8}, {"shared.method": "ties", "shared.scaling": 1.0, "rank": 8}]
+    assert blocks.labels("twin", shared) == ["twin (shared.method=pretrained)", "twin (shared.method=ties)"]
+    assert blocks.labels("twin", [{"rank": 8}]) == ["twin"]
+    assert blocks.labels("dare", [{"p": 0.2}, {"p": 0.2, "rescale": True}]) == ["dare", "dare (rescale=true)"]
+
+
+def test_regenerating_gives_the_same_bytes_and_removes_what_is_gone(report):
+    folder = report["folder"]
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    (folder / "strict_gone.csv").write_text("old")
+    make(folder.parents[1], "toy")
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+    suffixes = {path.suffix for path in before}
+    assert suffixes == {".html", ".md", ".tex", ".csv", ".svg", ".png"}
+
+
+def test_page_is_self_contained_and_names_every_method(report):
+    page = (report["folder"] / "index.html").read_text(encoding="utf-8")
+    loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)|url\(([^)]*)\)|@import""", page)
+    links = {first or second for first, second in loaded}
+    assert all(link.startswith("#") or (report["folder"] / link).exists() for link in links), links
+    for name in ("individual", "pretrained", "average", "ties", "twin_merging", "della", "router=oracle"):
+        assert name in page
+    assert page.count("<svg") == len(report["figures"]) == 9
+    assert all(path.exists() for path in report["figures"].values())
+
+
+def test_html_in_a_name_is_escaped(tmp_path):
+    for run_id, note in (("a", ""), ("b", "<script>alert(1)</script>")):
+        add_run(tmp_path, run_id, "average", guess(0.5), params={"note": note})
+    page = (make(tmp_path, "toy")["folder"] / "index.html").read_text(encoding="utf-8")
+    assert "alert(1)" in page and "<script>alert" not in page
+
+
+def run_module(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess:
+    command = ["-c", code] if code else ["-m", "twinbench.report", *arguments]
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
+
+
+def test_command_line_prints_the_table_and_imports_no_torch(results):
+    code = (
+        "import sys; from twinbench.report.__main__ import main; "
+        f"code = main(['suite=toy', 'results_dir={results}']); "
+        "sys.exit(9 if {'torch', 'transformers', 'scipy'} & set(sys.modules) else code)"
+    )
+    done = run_module(code=code)
+    assert done.returncode == 0, done.stderr
+    assert "| twin_merging (router=mlp) [reference]" in done.stdout
+    assert done.stdout.splitlines()[-1] == str(results / "reports" / "toy" / "index.html")
+
+
+def test_command_line_errors_are_one_clear_line(results):
+    cases = {
+        ("suite=toys", f"results_dir={results}"): "error: no records of suite 'toys'; suites with records: toy",
+        ("sute=toy",): "error: unknown setting 'sute'; did you mean 'suite'?",
+        ("suite=toy", f"results_dir={results}", "reference=tie"): "did you mean 'ties'?",
+    }
+    for arguments, message in cases.items():
+        done = run_module(*arguments)
+        assert done.returncode == 1 and done.stdout == ""
+        assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_suite_that_only_failed_still_has_a_report(tmp_path):
+    add_run(tmp_path, "a0", "ties", error=None)
+    report = make(tmp_path, "toy")
+    assert list(report["tables"]) == ["strict_failed"] and report["figures"] == {}
+    assert "no message" in (report["folder"] / "index.html").read_text(encoding="utf-8")

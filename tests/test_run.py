@@ -1,0 +1,295 @@
+"""run.py end to end on a tiny real family: records, protocols, resuming, mistakes, and a process that is killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CLASSES, OS_ENVIRON, ROOT, command, edit_weights, frame, tokenizer, write_suite
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+from transformers import BertForSequenceClassification
+
+import run
+from twinbench import records
+from twinbench.metrics import score
+
+
+def composed(conf, results_dir, *overrides):
+    """The configuration that `python run.py OVERRIDES` composes, with Hydra's part where Hydra keeps it."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        own = [f"hydra.searchpath=[file://{conf}]", "suite=tiny", f"results_dir={results_dir}", "wandb.mode=disabled"]
+        cfg = compose("config", [*own, "router.epochs=5", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+@pytest.fixture
+def bench(family, tmp_path):
+    """Run a configuration in this process; returns its status."""
+
+    def start(*overrides, conf=family / "conf"):
+        return run.run(composed(conf, tmp_path, *overrides))
+
+    start.results = tmp_path
+    return start
+
+
+def rows_of(results, **wanted):
+    return [row for row in records.read(results) if all(row[key] == value for key, value in wanted.items())]
+
+
+def primary(results, **wanted):
+    return {row["task"]: row["value"] for row in rows_of(results, primary=True, **wanted)}
+
+
+def test_a_run_leaves_complete_records_and_predictions(bench):
+    assert bench("method=twin_merging") == "ok"
+    rows = records.read(bench.results)
+    assert {row["task"] for row in rows} == set(CLASSES)
+    for row in rows:
+        assert row["status"] == "ok"
+        assert row["method"] == "twin_merging"
+        assert row["params"]["shared"] == {"method": "task_arithmetic", "scaling": 0.3}
+        assert row["router"]["name"] == "mlp"
+        assert row["n"] == 31
+        assert min(row[key] for key in ("shared_bytes", "exclusive_bytes", "router_bytes", "peak_memory_bytes")) > 0
+        assert min(row[key] for key in ("merge_seconds", "route_seconds", "eval_seconds")) > 0
+    for task in CLASSES:
+        routed = [row["value"] for row in rows if row["task"] == task and row["metric"].startswith("routed_to/")]
+        assert len(routed) == len(CLASSES)
+        assert sum(routed) == pytest.approx(1)
+    predictions = records.predictions(bench.results, rows[0]["run_id"])
+    for task, group in predictions.groupby("task"):
+        kept = [
+            row for row in rows if row["task"] == task and row["metric"] in ("accuracy", "f1", "pearson", "spearman")
+        ]
+        assert kept
+        for row in kept:
+            assert row["value"] == score(row["metric"], group["label"].to_numpy(), group["prediction"].to_numpy())
+
+
+def test_individual_scores_are_the_experts_own(bench, family):
+    """Scored here by plain transformers, one text at a time."""
+    import torch
+
+    bench("method=individual")
+    found = primary(bench.results)
+    for task, classes in CLASSES.items():
+        model = BertForSequenceClassification.from_pretrained(family / "experts" / task).eval()
+        test = pd.read_parquet(family / "data" / task / "test.parquet")
+        with torch.inference_mode():
+            logits = [model(**tokenizer()(text, return_tensors="pt")).logits[0].numpy() for text in test["text"]]
+        given = np.array([row.argmax() if classes else row[0] for row in logits])
+        metric = "accuracy" if classes else "pearson_spearman"
+        assert found[task] == pytest.approx(score(metric, test["label"].to_numpy(), given), abs=1e-6)
+
+
+def test_protocols(bench):
+    for protocol in ("strict", "paper", "blind"):
+        assert bench("method=individual", f"protocol={protocol}") == "ok"
+        assert bench("method=average", f"protocol={protocol}") == "ok"
+    strict, paper = (primary(bench.results, method="individual", protocol=p) for p in ("strict", "paper"))
+    assert strict == paper, "the known task's expert is whole under both"
+    assert primary(bench.results, method="average", protocol="strict") != primary(
+        bench.results, method="average", protocol="paper"
+    ), "under paper the biases are the expert's own"
+    blind = rows_of(bench.results, method="average", protocol="blind")
+    predictions = records.predictions(bench.results, blind[0]["run_id"])
+    lost = predictions[predictions["route"] != predictions["task"]]
+    accuracy = {row["task"]: row["value"] for row in blind if row["metric"] == "router_accuracy"}
+    for task, group in predictions.groupby("task"):
+        assert accuracy[task] == pytest.approx((group["route"] == task).mean())
+    assert (lost[lost["task"] != "size"]["prediction"] == -1).all()
+    assert lost[lost["task"] == "size"]["prediction"].nunique() <= 1
+    kept = predictions[predictions["route"] == predictions["task"]].set_index(["task", "row"])["prediction"]
+    static = rows_of(bench.results, method="average", protocol="strict")[0]["run_id"]
+    strict = records.predictions(bench.results, static).set_index(["task", "row"])["prediction"]
+    pd.testing.assert_series_equal(kept, strict.loc[kept.index])
+
+
+def test_what_does_not_change_the_number_does_not_change_the_run(bench):
+    assert bench("method=ties") == "ok"
+    for same in ("seed=7", "router=oracle", "device=cpu", "batch_size=3", "shared.scaling=0.9", "router.lr=1e-3"):
+        assert bench("method=ties", same) == "skipped", same
+    for other in ("method.density=0.5", "protocol=paper", "method.scope=tensor"):
+        assert bench("method=ties", other) == "ok", other
+    assert bench("method=ties", "force=true") == "ok"
+    assert len(list((bench.results / "records").glob("*.jsonl"))) == 5
+    runs = {row["run_id"] for row in records.read(bench.results)}
+    assert len(runs) == 4, "a forced run is the same run, measured again"
+    assert len({row["run_id"] for row in records.latest(records.read(bench.results))}) == 4
+
+
+def test_other_data_is_another_suite(bench, family, tmp_path):
+    assert bench("method=average") == "ok"
+    shutil.copytree(family, tmp_path / "family")
+    frame("letters", 31, seed=77).to_parquet(tmp_path / "family" / "data" / "letters" / "test.parquet")
+    write_suite(tmp_path / "family", tmp_path / "conf")
+    assert bench("method=average", conf=tmp_path / "conf") == "ok"
+    assert len({row["suite_id"] for row in records.read(bench.results)}) == 2
+
+
+def test_batch_size_does_not_change_scores(bench, tmp_path):
+    assert bench("method=twin_merging") == "ok"
+    first = primary(bench.results)
+    assert bench("method=twin_merging", "batch_size=5", f"results_dir={tmp_path / 'other'}") == "ok"
+    assert primary(tmp_path / "other") == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("protocol=strictly", "did you mean 'strict'"),
+        ("+method.ranc_ratio=0.2", "did you mean 'rank_ratio'"),
+        ("~method.rank_ratio", "twin_merging lacks rank_ratio"),
+        ("method@shared=twin_merging", "needs a static method"),
+        ("suite.base.path=nowhere", "nowhere does not exist"),
+        ("suite.base.pth=nowhere", "unknown keys pth"),
+    ],
+)
+def test_mistakes_found_while_planning(bench, override, words):
+    override = "+" + override if "pth" in override else override
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        bench(override, "plan=true")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method.rank_ratio=3"], r"rank_ratio must be in (0, 1], got 3"),
+        (["method=ties", "method.density=2"], r"density must be in (0, 1], got 2"),
+        (["router.dropout=1.5"], "router.dropout must be in [0, 1), got 1.5"),
+        (["router=oracle", "protocol=blind"], "choose router=mlp"),
+        (["method=expert", "method.task=letter"], "did you mean 'letters'?"),
+        (["device=cuda:9"], "no CUDA device"),
+        (["suite.tasks.letters.metrics=[acuracy]"], "metrics must be of"),
+        (["suite.tasks.letters.classes=[a]"], "label must be a class id in [0, 0], got 1"),
+        (["suite.tasks.size.rows.test=99"], "rows must be in [1, 31] or null, got 99"),
+        (["suite.checkpoints=null"], "set one of finetune and checkpoints"),
+    ],
+)
+def test_mistakes_found_before_merging_are_failed_records(bench, capfd, overrides, words):
+    assert bench(*overrides) == "failed"
+    (row,) = records.read(bench.results)
+    assert words in row["error"]
+    assert (row["status"], row["task"], row["value"]) == ("failed", None, None)
+    said = capfd.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_a_sweep_reports_records_failures_and_sets_the_exit_code(family, tmp_path):
+    """The real command, in a process of its own: a union of grids, one of whose jobs fails."""
+    conf = tmp_path / "conf"
+    write_suite(family, conf)
+    blocks = "[{method: 'individual,average,pretrained', protocol: 'strict,blind'}, {method: 'ties', method.density: '0.2,7'}]"
+    (conf / "experiment").mkdir()
+    (conf / "experiment" / "tiny.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /suite: tiny}]\n"
+        f"hydra: {{mode: MULTIRUN, sweeper: {{blocks: {blocks}}}}}\nrouter: {{epochs: 5}}\n"
+    )
+    arguments = ["--config-dir", str(conf), "experiment=tiny", f"results_dir={tmp_path / 'results'}"]
+    planned = command(*arguments, "plan=true")
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.count("to run") == 8
+    done = command(*arguments)
+    assert done.returncode == 1, "one job of the sweep failed"
+    assert "density must be in (0, 1], got 7" in done.stderr
+    assert "Traceback" not in done.stderr
+    results = tmp_path / "results"
+    assert len({row["run_id"] for row in rows_of(results, status="ok")}) == 7
+    assert len(rows_of(results, status="failed")) == 1
+    page = (results / "reports" / "tiny" / "index.html").read_text()
+    assert "individual" in page and "density must be in" in page
+    assert len(list((results / "wandb").glob("wandb/offline-run-*"))) == 8, (
+        "one W&B run a configuration, one of the report"
+    )
+    again = command(*arguments)
+    assert again.stdout.count("skipped ") == 7
+    assert len({row["run_id"] for row in rows_of(results, status="ok")}) == 7
+    narrowed = command(*arguments, "method=average", "plan=true")
+    assert narrowed.stdout.count("done") >= 2, "the command line narrows every grid of an experiment"
+    assert "pretrained" not in narrowed.stdout
+
+
+def test_a_killed_sweep_resumes_where_it_was(family, tmp_path):
+    conf, results = family / "conf", tmp_path / "results"
+    methods = "individual,average,pretrained,task_arithmetic,ties,dare"
+    arguments = ["--config-dir", str(conf), "-m", "suite=tiny", f"method={methods}", f"results_dir={results}"]
+    arguments += ["wandb.mode=disabled", "batch_size=1"]
+    process = subprocess.Popen([sys.executable, "run.py", *arguments], cwd=ROOT, env=OS_ENVIRON, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(list((results / "records").glob("*.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = {path.name: path.read_bytes() for path in (results / "records").glob("*.jsonl")}
+    finished = {row["run_id"] for row in records.read(results)}
+    assert 2 <= len(finished) < 6, "killed in the middle"
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("skipped ") == len(finished)
+    files = list((results / "records").glob("*.jsonl"))
+    assert len(files) == 6, "finished runs are kept and none is measured twice"
+    for name, content in kept.items():
+        assert (results / "records" / name).read_bytes() == content
+    assert {json.loads(line)["method"] for path in files for line in path.read_text().splitlines()} == set(
+        methods.split(",")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["method=tise"], "unknown method 'tise'; did you mean 'ties'?"),
+        (["suite=dmo"], "unknown suite 'dmo'; did you mean 'demo'?"),
+        (["task@suite.tasks.x=sms_span"], "unknown task 'sms_span'; did you mean 'sms_spam'?"),
+        (["experiment=demmo"], "unknown experiment 'demmo'; did you mean 'demo'?"),
+        (["method.densty=0.1"], "Key 'densty' is not in struct"),
+        (["method=expert"], "method.task"),
+        (["results_dir=README.md"], "results_dir=README.md cannot be written to"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, words, tmp_path):
+    if not arguments[0].startswith("results_dir"):
+        arguments = [*arguments, f"results_dir={tmp_path}"]
+    done = command(*arguments)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_plan_load_no_torch(family, tmp_path):
+    script = (
+        "import runpy, sys\n"
+        "try: runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "assert not {'torch', 'transformers', 'pandas', 'matplotlib', 'wandb'} & sys.modules.keys()\n"
+    )
+    for arguments in (["--help"], ["plan=true", "suite=demo", f"results_dir={tmp_path}"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_expert_with_nan_fails_by_name(bench, family, tmp_path):
+    shutil.copytree(family, tmp_path / "family")
+    edit_weights(
+        tmp_path / "family" / "experts" / "size",
+        lambda s: s | {"bert.pooler.dense.bias": float("nan") * s["bert.pooler.dense.bias"]},
+    )
+    write_suite(tmp_path / "family", tmp_path / "conf")
+    assert bench("method=average", conf=tmp_path / "conf") == "failed"
+    assert "expert size: NaN or infinite weights in pooler.dense.bias" in records.read(bench.results)[0]["error"]

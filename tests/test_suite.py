@@ -1,0 +1,153 @@
+"""Checkpoints that do not fit are refused by name before anything is merged."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CLASSES, METRICS, WORDS, edit_weights, frame, tokenizer
+from safetensors.torch import load_file, save_file
+
+from twinbench.state_dict import read_checkpoint
+from twinbench.suite import open_suite
+from twinbench.task import load_task
+
+
+def make_task(name, frames=None, **changes):
+    settings = {"columns": ["text"], "classes": CLASSES[name], "metrics": METRICS[name], "max_length": 16}
+    settings |= {"rows": {"train": 20, "validation": 5, "test": None}} | changes
+    frames = frames or {"train": frame(name, 40, 0), "test": frame(name, 10, 1)}
+    return load_task(lambda: frames, {}, name=name, **settings)
+
+
+@pytest.fixture
+def copy(family, tmp_path):
+    shutil.copytree(family, tmp_path / "family")
+    return tmp_path / "family"
+
+
+def opened(root):
+    tasks = {task: make_task(task) for task in CLASSES}
+    return open_suite("tiny", root / "base", {task: root / "experts" / task for task in CLASSES}, tasks)
+
+
+def test_experts_come_under_the_names_of_the_base(family):
+    suite = opened(family)
+    assert list(suite.experts) == list(CLASSES)
+    for task in CLASSES:
+        assert suite.experts[task].keys() == suite.base.keys()
+        stored = load_file(family / "experts" / task / "model.safetensors")
+        for name in suite.base:
+            assert torch.equal(suite.experts[task][name], stored[f"bert.{name}"])
+        assert set(suite.heads[task]) == {"classifier.weight", "classifier.bias"}
+
+
+def rename(state, old, new):
+    return {new if name == old else name: tensor for name, tensor in state.items()}
+
+
+NORM = "bert.embeddings.LayerNorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda s: rename(s, NORM, "bert.embeddings.Norm.weight"), "lacks embeddings.LayerNorm.weight"),
+        (lambda s: s | {"bert.extra": torch.ones(1)}, "has unknown extra"),
+        (lambda s: s | {NORM: torch.ones(17)}, r"LayerNorm.weight is F32 \[17\], not F32 \[16\]"),
+        (lambda s: s | {NORM: s[NORM].half()}, "LayerNorm.weight is F16"),
+        (
+            lambda s: s | {NORM: torch.full((16,), float("nan"))},
+            "NaN or infinite weights in embeddings.LayerNorm.weight",
+        ),
+        (lambda s: s | {"classifier.weight": torch.ones(4, 16)}, "task colours needs the head"),
+    ],
+)
+def test_an_expert_that_does_not_fit_is_refused(copy, edit, words):
+    edit_weights(copy / "experts" / "colours", edit)
+    with pytest.raises(ValueError, match=words) as error:
+        opened(copy)
+    assert "expert colours" in str(error.value)
+
+
+def test_only_the_first_three_differences_are_listed(copy):
+    edit_weights(copy / "experts" / "size", lambda s: s | {f"bert.extra{i}": torch.ones(1) for i in range(5)})
+    with pytest.raises(ValueError, match=r"extra0, extra1, extra2 \(\+2 more\)"):
+        opened(copy)
+
+
+def test_another_vocabulary_is_refused(copy):
+    tokenizer([*WORDS[1:], WORDS[0]]).save_pretrained(copy / "experts" / "letters")
+    with pytest.raises(ValueError, match="expert letters: its tokenizer differs from the base's in 40 tokens"):
+        opened(copy)
+
+
+def test_pickles_and_truncated_files_are_refused(copy):
+    folder = copy / "experts" / "letters"
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated, or not a safetensors file"):
+        opened(copy)
+    torch.save({}, folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ValueError, match="only pickled weights"):
+        opened(copy)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="no model.safetensors"):
+        opened(copy)
+
+
+def test_sharded_checkpoints(tmp_path):
+    import json
+
+    state = {f"layer{i}": torch.full((3,), float(i)) for i in range(4)}
+    save_file({k: state[k] for k in ("layer0", "layer1")}, tmp_path / "a.safetensors")
+    save_file({k: state[k] for k in ("layer2", "layer3")}, tmp_path / "b.safetensors")
+    owner = {k: "a.safetensors" if k in ("layer0", "layer1") else "b.safetensors" for k in state}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": owner}))
+    found = read_checkpoint(tmp_path)
+    assert {k: t.tolist() for k, t in found.items()} == {k: t.tolist() for k, t in state.items()}
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"its index names b.safetensors"):
+        read_checkpoint(tmp_path)
+
+
+def test_splits_are_disjoint_and_stable():
+    frames = {
+        "train": frame("letters", 40, 0).assign(text=[f"t{i}" for i in range(40)]),
+        "test": frame("letters", 9, 1),
+    }
+    first, again = make_task("letters", frames), make_task("letters", frames)
+    train, validation = first.splits["train"], first.splits["validation"]
+    assert not set(train["text"]) & set(validation["text"])
+    assert (len(train), len(validation), len(first.splits["test"])) == (20, 5, 9)
+    pd.testing.assert_frame_equal(validation, again.splits["validation"])
+    more = make_task("letters", frames, rows={"train": 30, "validation": 5, "test": 4})
+    pd.testing.assert_frame_equal(more.splits["train"].iloc[:20], train)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("letters", lambda f: f.assign(label=[5] + [0] * (len(f) - 1)), r"row 0: label must be a class id in \[0, 1\]"),
+        (
+            "size",
+            lambda f: f.assign(label=[0.0, np.nan] + [0.0] * (len(f) - 2)),
+            "row 1: label must be a finite number",
+        ),
+        ("letters", lambda f: f.iloc[:0], "split test: empty"),
+        ("letters", lambda f: f.rename(columns={"text": "sentence"}), "no column text; it has sentence, label"),
+        ("letters", lambda f: f.assign(text=[None] + ["w1"] * (len(f) - 1)), "row 0: text is missing"),
+    ],
+)
+def test_bad_data_is_named(name, change, words):
+    with pytest.raises(ValueError, match=words):
+        make_task(name, {"train": frame(name, 40, 0), "test": change(frame(name, 10, 1))})
+
+
+def test_bad_task_settings_are_named():
+    with pytest.raises(ValueError, match="metrics must be of"):
+        make_task("letters", metrics=["bleu"])
+    with pytest.raises(ValueError, match=r"train: rows must be in \[1, 35\]"):
+        make_task("letters", rows={"train": 99, "validation": 5, "test": None})
