@@ -20,6 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from twinbench import assets, plan, provenance, records
 
 ROOT = Path(__file__).parent
+MEASURED = (
+    *("task", "split", "metric", "primary", "value", "n", "merge_seconds", "route_seconds", "eval_seconds"),
+    *("shared_bytes", "exclusive_bytes", "router_bytes", "peak_memory_bytes", "device"),
+)
 MISTAKES = (ValueError, OSError, OmegaConfBaseException, InstantiationException)  # the user's own: no traceback
 
 
@@ -55,7 +59,9 @@ def run(cfg: DictConfig) -> str:
     try:
         rows, predictions = measure(cfg, config, job, names)
     except Exception as error:  # whatever went wrong with one configuration is its record, and the sweep goes on
-        records.write(results_dir, [failure(identity, error)])
+        rows = [failure(identity, error)]
+        records.write(results_dir, rows)
+        track(rows, config, results_dir)
         if not isinstance(error, MISTAKES):
             traceback.print_exc()
         print(f"error: {job.label}: {one_line(error)}", file=sys.stderr, flush=True)
@@ -64,12 +70,17 @@ def run(cfg: DictConfig) -> str:
     records.write_predictions(results_dir, job.run_id, predictions)
     records.write(results_dir, rows)
     print("  " + "  ".join(f"{r['task']} {r['metric']} {r['value']:.4f}" for r in rows if r["primary"]), flush=True)
-    if config["wandb"]["mode"] != "disabled":
+    track(rows, config, results_dir)
+    return "ok"
+
+
+def track(rows: list[dict], config: Mapping, results_dir: Path) -> None:
+    """Mirror the records of a run to Weights & Biases; the runs of a sweep form a group."""
+    if config["wandb"]["mode"] != "disabled":  # spares its imports
         from twinbench import tracking
 
         group = Path(HydraConfig.get().sweep.dir).name if HydraConfig.get().mode == RunMode.MULTIRUN else None
         tracking.log_run(rows, config, folder=results_dir, group=group, **config["wandb"])
-    return "ok"
 
 
 def measure(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]):
@@ -88,7 +99,7 @@ def measure(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
 
 
 def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], group: str = "method"):
-    """The method of a config group with its hyperparameters bound, and with its shared expert's method if it has one."""
+    """The method of a config group with its hyperparameters bound, and its shared expert's method if it has one."""
     from twinbench.benchmark import Method
 
     signature = plan.signature(config[group]["_target_"])
@@ -105,8 +116,6 @@ def open_suite(suite_json: str, device: str):
     from twinbench import experts, suite, task
 
     config = json.loads(suite_json)
-    if (config["finetune"] is None) == (config["checkpoints"] is None):
-        raise ValueError(f"suite {config['name']}: set one of finetune and checkpoints, and the other to null")
     base = assets.fetch(config["base"])
     tasks = {}
     for name, spec in config["tasks"].items():
@@ -114,10 +123,6 @@ def open_suite(suite_json: str, device: str):
         rest = {key: value for key, value in spec.items() if key not in ("sources", "data")}
         tasks[name] = task.load_task(instantiate(spec["data"]), sources, name=name, **rest)
     if config["checkpoints"] is not None:
-        if config["checkpoints"].keys() != tasks.keys():
-            raise ValueError(
-                f"suite {config['name']}: checkpoints are of {list(config['checkpoints'])}, tasks {list(tasks)}"
-            )
         folders = {name: assets.fetch(source) for name, source in config["checkpoints"].items()}
     else:
         recipe = experts.Recipe(**config["finetune"] | {"freeze": tuple(config["finetune"]["freeze"])})
@@ -159,8 +164,8 @@ def describe(job: plan.Job, experiment: str | None) -> dict:
 
 def failure(identity: Mapping, error: Exception) -> dict:
     """The record of a run that did not end well."""
-    empty = dict.fromkeys(("task", "split", "metric", "primary", "value", "n"))
-    return {**identity, "status": "failed", "error": f"{type(error).__name__}: {one_line(error)}", **empty}
+    said = f"{type(error).__name__}: {one_line(error)}"
+    return {**identity, "status": "failed", "error": said} | dict.fromkeys(MEASURED)
 
 
 def one_line(error: BaseException) -> str:

@@ -21,6 +21,6 @@ def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
     """
     if task not in experts:
         near = difflib.get_close_matches(task, experts, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown task {task!r}{hint} Known: {', '.join(experts)}")
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown task {task!r}{hint} Known: {', '.join(experts)}.")
     return Merged(experts[task])

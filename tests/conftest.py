@@ -23,7 +23,7 @@ OS_ENVIRON = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory) -> Path:
-    """A folder with `base`, `experts/TASK`, `data/TASK/{train,test}.parquet` and `conf/suite/tiny.yaml`. Do not write to it."""
+    """A folder with `base`, `experts/TASK`, `data/TASK/SPLIT.parquet`, `conf/suite/tiny.yaml`. Do not write to it."""
     root = tmp_path_factory.mktemp("family")
     torch.manual_seed(0)
     tokenizer().save_pretrained(root / "base")

@@ -64,9 +64,11 @@ def test_a_killed_training_leaves_no_expert(family, tmp_path):
     script = (
         "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from dataclasses import replace\n"
         "from test_experts import RECIPE, task; from twinbench.experts import finetune\n"
-        f"finetune(Path({str(family / 'base')!r}), task('letters'), replace(RECIPE, epochs=100000), Path({str(tmp_path / 'a')!r}), 'cpu')\n"
+        "base, folder = map(Path, sys.argv[1:])\n"
+        "finetune(base, task('letters'), replace(RECIPE, epochs=100000), folder, 'cpu')\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=OS_ENVIRON, stdout=subprocess.DEVNULL)
+    arguments = [sys.executable, "-c", script, str(family / "base"), str(tmp_path / "a")]
+    process = subprocess.Popen(arguments, cwd=ROOT, env=OS_ENVIRON, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".a-*")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,6 +1,5 @@
 """run.py end to end on a tiny real family: records, protocols, resuming, mistakes, and a process that is killed."""
 
-import json
 import os
 import shutil
 import signal
@@ -26,7 +25,8 @@ def composed(conf, results_dir, *overrides):
     """The configuration that `python run.py OVERRIDES` composes, with Hydra's part where Hydra keeps it."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         own = [f"hydra.searchpath=[file://{conf}]", "suite=tiny", f"results_dir={results_dir}", "wandb.mode=disabled"]
-        cfg = compose("config", [*own, "router.epochs=5", *overrides], return_hydra_config=True)
+        short = [] if "router=oracle" in overrides else ["router.epochs=5"]
+        cfg = compose("config", [*own, *short, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -143,7 +143,7 @@ def test_batch_size_does_not_change_scores(bench, tmp_path):
     assert bench("method=twin_merging") == "ok"
     first = primary(bench.results)
     assert bench("method=twin_merging", "batch_size=5", f"results_dir={tmp_path / 'other'}") == "ok"
-    assert primary(tmp_path / "other") == pytest.approx(first, abs=1e-5)
+    assert primary(tmp_path / "other") == pytest.approx(first, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,8 @@ def test_batch_size_does_not_change_scores(bench, tmp_path):
         ("~method.rank_ratio", "twin_merging lacks rank_ratio"),
         ("method@shared=twin_merging", "needs a static method"),
         ("suite.base.path=nowhere", "nowhere does not exist"),
+        ("suite.checkpoints=null", "set one of finetune and checkpoints"),
+        ("~suite.checkpoints.size", "checkpoints are of letters, colours, tasks letters, colours, size"),
         ("suite.base.pth=nowhere", "unknown keys pth"),
     ],
 )
@@ -175,7 +177,6 @@ def test_mistakes_found_while_planning(bench, override, words):
         (["suite.tasks.letters.metrics=[acuracy]"], "metrics must be of"),
         (["suite.tasks.letters.classes=[a]"], "label must be a class id in [0, 0], got 1"),
         (["suite.tasks.size.rows.test=99"], "rows must be in [1, 31] or null, got 99"),
-        (["suite.checkpoints=null"], "set one of finetune and checkpoints"),
     ],
 )
 def test_mistakes_found_before_merging_are_failed_records(bench, capfd, overrides, words):
@@ -192,11 +193,14 @@ def test_a_sweep_reports_records_failures_and_sets_the_exit_code(family, tmp_pat
     """The real command, in a process of its own: a union of grids, one of whose jobs fails."""
     conf = tmp_path / "conf"
     write_suite(family, conf)
-    blocks = "[{method: 'individual,average,pretrained', protocol: 'strict,blind'}, {method: 'ties', method.density: '0.2,7'}]"
+    grids = [
+        "{method: 'individual,average,pretrained', protocol: 'strict,blind'}",
+        "{method: ties, method.density: '0.2,7'}",
+    ]
     (conf / "experiment").mkdir()
     (conf / "experiment" / "tiny.yaml").write_text(
         "# @package _global_\ndefaults: [{override /suite: tiny}]\n"
-        f"hydra: {{mode: MULTIRUN, sweeper: {{blocks: {blocks}}}}}\nrouter: {{epochs: 5}}\n"
+        f"hydra: {{mode: MULTIRUN, sweeper: {{blocks: [{', '.join(grids)}]}}}}\nrouter: {{epochs: 5}}\n"
     )
     arguments = ["--config-dir", str(conf), "experiment=tiny", f"results_dir={tmp_path / 'results'}"]
     planned = command(*arguments, "plan=true")
@@ -211,9 +215,8 @@ def test_a_sweep_reports_records_failures_and_sets_the_exit_code(family, tmp_pat
     assert len(rows_of(results, status="failed")) == 1
     page = (results / "reports" / "tiny" / "index.html").read_text()
     assert "individual" in page and "density must be in" in page
-    assert len(list((results / "wandb").glob("wandb/offline-run-*"))) == 8, (
-        "one W&B run a configuration, one of the report"
-    )
+    logged = list((results / "wandb").glob("offline-run-*"))
+    assert len(logged) == 8 + 1, "one W&B run a configuration, a failed one included, and one of the report"
     again = command(*arguments)
     assert again.stdout.count("skipped ") == 7
     assert len({row["run_id"] for row in rows_of(results, status="ok")}) == 7
@@ -244,9 +247,7 @@ def test_a_killed_sweep_resumes_where_it_was(family, tmp_path):
     assert len(files) == 6, "finished runs are kept and none is measured twice"
     for name, content in kept.items():
         assert (results / "records" / name).read_bytes() == content
-    assert {json.loads(line)["method"] for path in files for line in path.read_text().splitlines()} == set(
-        methods.split(",")
-    )
+    assert {row["method"] for row in records.read(results)} == set(methods.split(","))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_a_killed_sweep_resumes_where_it_was(family, tmp_path):
         (["experiment=demmo"], "unknown experiment 'demmo'; did you mean 'demo'?"),
         (["method.densty=0.1"], "Key 'densty' is not in struct"),
         (["method=expert"], "method.task"),
-        (["results_dir=README.md"], "results_dir=README.md cannot be written to"),
+        (["results_dir=Makefile"], "results_dir=Makefile cannot be written to"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments, words, tmp_path):

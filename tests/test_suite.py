@@ -94,7 +94,7 @@ def test_pickles_and_truncated_files_are_refused(copy):
     with pytest.raises(ValueError, match="only pickled weights"):
         opened(copy)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(FileNotFoundError, match="no model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
         opened(copy)
 
 

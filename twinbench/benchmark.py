@@ -214,8 +214,8 @@ def _predictions(
 ) -> pd.DataFrame:
     """Predictions as a frame.
 
-    Under ``blind`` a row that the router sent to another task's head is wrong: its class is -1, its regression value the
-    mean of the training labels, which is all that is known of a text nobody scored.
+    Under ``blind`` a row that the router sent to another task's head is wrong: its class is -1, its regression value
+    the mean of the training labels, which is all that is known of a text nobody scored.
     """
     spec = suite.tasks[task]
     prediction = logits.argmax(1).astype(float) if spec.classes else logits[:, 0].astype(float)

@@ -91,8 +91,17 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
 
 
 def suite_identity(suite: Mapping) -> dict:
-    """Everything about a suite that changes scores: contents of its sources, tasks, and how experts come about."""
-    experts = suite["finetune"] or {t: assets.fingerprint(s) for t, s in suite["checkpoints"].items()}
+    """Everything about a suite that changes scores: contents of its sources, tasks, and how experts come about.
+
+    Raises:
+        ValueError: experts come from nowhere, from two places, or not for every task.
+    """
+    who, checkpoints = f"suite {suite['name']}", suite["checkpoints"]
+    if (suite["finetune"] is None) == (checkpoints is None):
+        raise ValueError(f"{who}: set one of finetune and checkpoints, and the other to null")
+    if checkpoints is not None and checkpoints.keys() != suite["tasks"].keys():
+        raise ValueError(f"{who}: checkpoints are of {', '.join(checkpoints)}, tasks {', '.join(suite['tasks'])}")
+    experts = suite["finetune"] or {t: assets.fingerprint(s) for t, s in checkpoints.items()}
     tasks = {name: task_identity(task) for name, task in suite["tasks"].items()}
     return {"base": assets.fingerprint(suite["base"]), "experts": experts, "tasks": tasks}
 
@@ -118,12 +127,12 @@ def one_of(what: str, given: str, known: Iterable[str]) -> None:
     known = list(known)
     if given not in known:
         near = difflib.get_close_matches(given, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown {what} {given!r}{hint} Known: {', '.join(known)}")
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown {what} {given!r}{hint} Known: {', '.join(known)}.")
 
 
 def signature(target: str) -> Signature:
-    """Read a method's keyword-only arguments and its module's ``ROUTE`` from the source; importing it would load torch."""
+    """Read a method's keyword-only arguments and its module's ``ROUTE`` from the source; an import would load torch."""
     module, _, function = target.rpartition(".")
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:

@@ -1,5 +1,6 @@
 """What happens when the jobs of a sweep have ended: the report, its W&B run, and the exit code."""
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -21,7 +22,11 @@ def finish(config: DictConfig, jobs: list[dict[str, str]]) -> int:
     from twinbench import report, tracking  # seconds of imports that planning need not pay
 
     for suite in dict.fromkeys(job["suite"] for job in jobs):
-        made = report.make(Path(config.results_dir), suite)
+        try:
+            made = report.make(Path(config.results_dir), suite)
+        except (ValueError, OSError) as error:  # such as: every job failed before it had a record
+            print(f"error: no report of suite {suite}: {error}", file=sys.stderr, flush=True)
+            return 1
         print(f"report: {made['folder'] / 'index.html'}", flush=True)
         group = Path(config.hydra.sweep.dir).name
         folder = Path(config.results_dir)

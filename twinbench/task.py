@@ -90,4 +90,4 @@ def _check_frame(task: str, split: str, frame: pd.DataFrame, columns: list[str],
     if not legal.all():
         row = int(np.argmin(legal.to_numpy()))
         wanted = f"a class id in [0, {len(classes) - 1}]" if classes else "a finite number"
-        raise ValueError(f"{who}, row {row}: label must be {wanted}, got {labels.iloc[row]!r}")
+        raise ValueError(f"{who}, row {row}: label must be {wanted}, got {labels.iloc[row]}")
