@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -70,6 +70,15 @@ class Routing:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Logits and features of a task's test rows, (n, outputs) and (n, hidden), and the seconds that they took."""
+
+    logits: Tensor
+    features: Tensor
+    seconds: float
+
+
 def validate(tasks: list[str], method: Method, router: Mlp | Oracle, protocol: str) -> None:
     """Find what is wrong with hyperparameters before any weight is read, by merging models that have no tensors.
 
@@ -107,11 +116,11 @@ def run(
         routing = _routing(suite, method.shared or method, setting) if setting.router else None
         rows, frames = [], []
         for task in suite.tasks:
-            logits, eval_seconds = _logits(suite, method, route, forward, task)
+            scored = _forward(suite, method, route, forward, task)
             chosen = routing.weights[task].argmax(1).cpu().numpy() if routing else None
-            frame = _predictions(suite, task, logits, chosen, blind=protocol == "blind")
+            frame = _predictions(suite, task, scored.logits.numpy(), chosen, blind=protocol == "blind")
             frames.append(frame)
-            seconds = {"route_seconds": routing.seconds[task] if routing else 0.0, "eval_seconds": eval_seconds}
+            seconds = {"route_seconds": routing.seconds[task] if routing else 0.0, "eval_seconds": scored.seconds}
             rows += [row | seconds for row in _scores(suite, task, frame)]
     common = {
         "merge_seconds": merge_seconds,
@@ -145,21 +154,38 @@ def _merged(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, fl
 def _routing(suite: Suite, shared: Method, setting: Setting) -> Routing:
     """Train the router on features of the shared expert, and route every test row."""
     module = backbone(suite, setting.device)
-    module.load_state_dict(dict(suite.base.items()) | _merged(suite, shared, setting.gold_biases)[0].shared)
     train, held_out = ([], []), ([], [])
     for position, task in enumerate(suite.tasks):
-        rows = inference.features(module, suite, task, "validation", batch_size=setting.batch_size)
+        rows = _features(suite, shared, setting, task, "validation")[0].to(module.device)
         for (features, experts), part in zip((train, held_out), _split(rows), strict=True):
             features.append(part)
             experts.append(torch.full((len(part),), position, device=rows.device))
     router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed)
     weights, seconds = {}, {}
     for task in suite.tasks:
+        rows, before = _features(suite, shared, setting, task, "test")
         start = time.perf_counter()
-        rows = inference.features(module, suite, task, "test", batch_size=setting.batch_size)
-        weights[task] = router(rows)
-        seconds[task] = time.perf_counter() - start
+        weights[task] = router(rows.to(module.device)).cpu()
+        seconds[task] = before + time.perf_counter() - start
     return Routing(weights, seconds, stored_bytes(router.state_dict()))
+
+
+def _features(suite: Suite, shared: Method, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
+    """Features of a split under the shared expert, and the seconds of the forward passes that gave them.
+
+    Before routing the task is not known, so under ``paper`` the biases are the base's.
+    """
+    setting = replace(setting, router=None, seed=None)
+    if split == "test" and not setting.gold_biases:  # the pass that scores the shared expert has them already
+        scored = _forward(suite, shared, None, setting, task)
+        return scored.features, scored.seconds
+    module = backbone(suite, setting.device)
+    module.load_state_dict(dict(suite.base.items()) | _merged(suite, shared, setting.gold_biases)[0].shared)
+    inference.encoded(suite, task, split)
+    start = time.perf_counter()
+    model = classifier(suite, task, module)
+    _, features = inference.forward(model, suite, task, split, batch_size=setting.batch_size)
+    return features, time.perf_counter() - start
 
 
 def _split(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,26 +195,35 @@ def _split(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=64)
-def _logits(suite: Suite, method: Method, route: str | None, setting: Setting, task: str) -> tuple[np.ndarray, float]:
-    """Logits of a task's test rows, and the seconds of the forward passes that gave them."""
+def _forward(suite: Suite, method: Method, route: str | None, setting: Setting, task: str) -> Pass:
+    """Run a task's test rows through the merged model."""
     merged, _ = _merged(suite, method, setting.gold_biases)
     own = {name: suite.experts[task][name] for name in suite.base if name not in merged.shared}
     weights = _weights(suite, method, route, setting, task)
     inference.encoded(suite, task, "test")
     module = backbone(suite, setting.device)
     model = classifier(suite, task, module)
+    run = partial(inference.forward, model, suite, task, "test", batch_size=setting.batch_size)
     start = time.perf_counter()
-    if weights is None or (weights == weights[0]).all():  # one route for all rows: merge once, run a static model
-        state = merged.shared if weights is None else with_route(merged, weights[0].tolist())
-        module.load_state_dict(state | own)
-        found = inference.logits(model, suite, task, "test", batch_size=setting.batch_size)
-    else:
+    if weights is None:
         module.load_state_dict(merged.shared | own)
-        with attach(module, merged.exclusive) as routes:
-            found = inference.logits(
-                model, suite, task, "test", batch_size=setting.batch_size, routes=routes, weights=weights
-            )
-    return found, time.perf_counter() - start
+        logits, features = run()
+    else:
+        distinct, group = weights.unique(dim=0, return_inverse=True)
+        if len(distinct) > len(suite.experts):
+            module.load_state_dict(merged.shared | own)
+            with attach(module, merged.exclusive) as routes:
+                logits, features = run(routes=routes, weights=weights)
+        else:  # a handful of routes: merge each once and run its rows through a static model
+            logits, features = None, None
+            for number, route_weights in enumerate(distinct):
+                rows = (group == number).nonzero().flatten()
+                module.load_state_dict(with_route(merged, route_weights.tolist()) | own)
+                found = run(rows=rows.tolist())
+                if logits is None:
+                    logits, features = (part.new_empty(len(weights), part.shape[1]) for part in found)
+                logits[rows], features[rows] = found
+    return Pass(logits, features, time.perf_counter() - start)
 
 
 def _weights(suite: Suite, method: Method, route: str | None, setting: Setting, task: str) -> Tensor | None:

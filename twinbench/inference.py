@@ -1,9 +1,7 @@
 """Running a classifier over a split: logits, and the router's features."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -22,52 +20,49 @@ def encoded(suite: Suite, task: str, split: str) -> list[dict[str, list[int]]]:
 
 
 @torch.inference_mode()
-def logits(
+def forward(
     model: nn.Module,
     suite: Suite,
     task: str,
     split: str,
+    rows: list[int] | None = None,
     *,
     batch_size: int,
     routes: Routes | None = None,
     weights: Tensor | None = None,
-) -> np.ndarray:
-    """Logits (n, outputs) of a split, in its order.
+) -> tuple[Tensor, Tensor]:
+    """Run a sequence classifier over rows of a split.
 
     Args:
+        rows: which ones, and in what order the results come; None is all of them.
         routes: of the exclusive parts attached to the model, if there are any.
-        weights: (n, experts) router weights of the split's rows, with ``routes``.
+        weights: (n, experts) router weights of these rows, with ``routes``.
+
+    Returns:
+        Logits (n, outputs), and the backbone's features (n, hidden): the mean of the last hidden states over a row's
+        tokens, special ones included. Both float32 on the CPU.
     """
-    found = None
-    for rows, batch in _batches(suite, task, split, batch_size, model.device):
-        if routes is not None:
-            routes.weights = weights[rows].to(model.device)
-        out = model(**batch).logits.float().cpu().numpy()
-        found = np.empty((len(encoded(suite, task, split)), out.shape[1]), np.float32) if found is None else found
-        found[rows] = out
-    return found
-
-
-@torch.inference_mode()
-def features(backbone: nn.Module, suite: Suite, task: str, split: str, *, batch_size: int) -> Tensor:
-    """Mean of the last hidden states over a row's tokens, special ones included: (n, hidden), in the split's order."""
-    found = None
-    for rows, batch in _batches(suite, task, split, batch_size, backbone.device):
-        hidden = backbone(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"][..., None]
-        mean = (hidden * mask).sum(1) / mask.sum(1)
-        found = mean.new_empty(len(encoded(suite, task, split)), mean.shape[1]) if found is None else found
-        found[rows] = mean
-    return found.clone()
-
-
-def _batches(suite: Suite, task: str, split: str, batch_size: int, device) -> Iterator[tuple[list[int], dict]]:
-    """Row numbers and padded inputs; rows of like length go together, so that little is padded."""
-    rows = encoded(suite, task, split)
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
-    with tqdm(total=len(rows), desc=f"{task} {split}", unit="row", leave=False) as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = suite.tokenizer.pad([rows[row] for row in chosen], return_tensors="pt")
-            yield chosen, batch.to(device)
-            bar.update(len(chosen))
+    encodings = encoded(suite, task, split)
+    rows = list(range(len(encodings))) if rows is None else rows
+    order = sorted(range(len(rows)), key=lambda at: len(encodings[rows[at]]["input_ids"]))  # like lengths: less padding
+    hidden = []
+    hook = model.base_model.register_forward_hook(lambda _, inputs, output: hidden.append(output.last_hidden_state))
+    logits, features = [None] * len(rows), [None] * len(rows)
+    try:
+        with tqdm(total=len(rows), desc=f"{task} {split}", unit="row", leave=False) as bar:
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                batch = suite.tokenizer.pad([encodings[rows[at]] for at in chosen], return_tensors="pt").to(
+                    model.device
+                )
+                if routes is not None:
+                    routes.weights = weights[chosen].to(model.device)
+                out = model(**batch).logits.float().cpu()
+                mask = batch["attention_mask"][..., None]
+                means = ((hidden.pop().float() * mask).sum(1) / mask.sum(1)).cpu()
+                for at, row_logits, row_features in zip(chosen, out, means, strict=True):
+                    logits[at], features[at] = row_logits, row_features
+                bar.update(len(chosen))
+    finally:
+        hook.remove()
+    return torch.stack(logits), torch.stack(features)
