@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from twinbench.memory import peak_memory
 from twinbench.merged import Merged, exclusive_bytes, materialize, shared_bytes, stored_bytes, with_route
 from twinbench.metrics import score
 from twinbench.routed import attach
-from twinbench.router import Mlp, Oracle, fit
+from twinbench.router import Mlp, Oracle, Router, fit
 from twinbench.state_dict import StateDict
 from twinbench.suite import Suite, backbone, classifier
 
@@ -63,8 +64,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Routing:
-    """A learned router's weights (n, experts) for each task's test rows, its seconds per task and its stored bytes."""
+    """A learned router, its weights (n, experts) for each task's test rows, its seconds per task and its stored bytes."""
 
+    router: Router
     weights: Mapping[str, Tensor]
     seconds: Mapping[str, float]
     bytes: int
@@ -103,14 +105,8 @@ def run(
         Rows to be completed into records (task, metric, value, n, seconds, bytes), and the predictions of every
         test row: task, row, label, prediction, route (the expert with the router's largest weight, or None).
     """
-    route = "task" if method.route == "router" and isinstance(router, Oracle) else method.route
-    if protocol == "blind" and route == "task":
-        route = "top1"  # even a method for the known task has to ask the router which task that is
-    weighted = route in ("router", "top1")
-    setting = Setting(
-        protocol == "paper", *((router, seed) if weighted or protocol == "blind" else (None, None)), device, batch_size
-    )
-    forward = setting if weighted else replace(setting, router=None, seed=None)
+    route, setting = _planned(method, router, protocol, seed, device, batch_size)
+    forward = setting if route in ("router", "top1") else replace(setting, router=None, seed=None)
     with peak_memory(device) as peak:
         merged, merge_seconds = _merged(suite, method, setting.gold_biases)
         routing = _routing(suite, method.shared or method, setting) if setting.router else None
@@ -131,6 +127,26 @@ def run(
         "device": _device_name(device),
     }
     return [row | common for row in rows], pd.concat(frames, ignore_index=True)
+
+
+def built(
+    suite: Suite, method: Method, router: Mlp | Oracle, protocol: str, seed: int, device: str, batch_size: int
+) -> tuple[Merged, Router | None]:
+    """What `run` measures with the same arguments: the merged model, and the learned router if one is asked."""
+    _, setting = _planned(method, router, protocol, seed, device, batch_size)
+    merged, _ = _merged(suite, method, setting.gold_biases)
+    return merged, _routing(suite, method.shared or method, setting).router if setting.router else None
+
+
+def _planned(
+    method: Method, router: Mlp | Oracle, protocol: str, seed: int, device: str, batch_size: int
+) -> tuple[str | None, Setting]:
+    """How w(x) is found, after the protocol and the router had their say, and the setting of what asks the router."""
+    route = "task" if method.route == "router" and isinstance(router, Oracle) else method.route
+    if protocol == "blind" and route == "task":
+        route = "top1"  # even a method for the known task has to ask the router which task that is
+    asked = (router, seed) if route in ("router", "top1") or protocol == "blind" else (None, None)
+    return route, Setting(protocol == "paper", *asked, device, batch_size)
 
 
 @lru_cache(maxsize=3)
@@ -167,7 +183,7 @@ def _routing(suite: Suite, shared: Method, setting: Setting) -> Routing:
         start = time.perf_counter()
         weights[task] = router(rows.to(module.device)).cpu()
         seconds[task] = before + time.perf_counter() - start
-    return Routing(weights, seconds, stored_bytes(router.state_dict()))
+    return Routing(router, weights, seconds, stored_bytes(router.state_dict()))
 
 
 def _features(suite: Suite, shared: Method, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
@@ -282,6 +298,9 @@ def _scores(suite: Suite, task: str, frame: pd.DataFrame) -> list[dict]:
 
 
 def _device_name(device: str) -> str:
-    return (
-        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    )
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

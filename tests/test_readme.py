@@ -1,0 +1,44 @@
+"""The README shows what the committed records give, and names what exists."""
+
+import re
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_its_table_is_that_of_the_reference_report():
+    tables = [block for block in README.split("\n\n") if "[upper bound]" in block]
+    assert len(tables) == 1
+    assert tables[0] in (ROOT / "results" / "reference" / "reports" / "demo" / "leaderboard.md").read_text()
+
+
+def test_the_reference_report_is_made_of_the_reference_records(tmp_path):
+    import shutil
+
+    from twinbench import report
+
+    for folder in ("records", "predictions"):
+        shutil.copytree(ROOT / "results" / "reference" / folder, tmp_path / folder)
+    report.make(tmp_path, "demo")
+    kept = ROOT / "results" / "reference" / "reports" / "demo"
+    for name in ("strict_raw.csv", "strict_storage.csv", "blind_raw.csv", "experts.csv"):
+        assert (tmp_path / "reports" / "demo" / name).read_bytes() == (kept / name).read_bytes()
+
+
+def test_the_files_that_it_links_to_are_there():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_a_method_takes_the_two_files_that_it_shows(tmp_path):
+    """The example in the README is a working method."""
+    import torch
+
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    space = {}
+    exec(compile(code, "README.md", "exec"), space)
+    base, experts = {"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}, "b": {"w": -2 * torch.ones(2)}}
+    assert space["merge"](base, experts, scaling=0.5).shared["w"].tolist() == [-1.0, -1.0]
