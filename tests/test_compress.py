@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from twinbench.compress import bernoulli, dense, generator, is_zero, magnitude, svd
+from twinbench import factors
+from twinbench.compress import basis, bernoulli, dense, generator, is_zero, magnitude, svd
 
 
 def draw(*shape, seed=0):
@@ -44,6 +45,39 @@ def test_svd_at_full_rank_rebuilds_awkward_matrices(matrix):
     assert torch.isfinite(part.left).all() and torch.isfinite(part.right).all()
     error = (dense(part).double() - matrix.double()).norm() / matrix.double().norm()
     assert error < 1e-6
+
+
+def test_an_eigenproblem_that_does_not_converge_is_solved_another_way(monkeypatch):
+    matrix = draw(30, 12)
+    expected = dense(svd(matrix, 5))
+
+    def fail(_):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    torch.testing.assert_close(dense(svd(matrix, 5)), expected, atol=1e-5, rtol=0)
+
+
+def test_factors_are_computed_once_and_shared_by_ranks(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(factors, "basis", lambda matrix: asked.append(matrix.shape) or basis(matrix))
+    tall, wide = draw(40, 12), draw(12, 40, seed=1)
+    for matrix in (tall, wide):
+        for rank in (12, 6, 1, 6):
+            part = svd(matrix, rank, factors.remembered_basis(tmp_path, "cpu"))  # as another process would
+            torch.testing.assert_close(dense(part), dense(svd(matrix, rank)), atol=1e-5, rtol=0)
+    assert asked == [tall.shape, wide.shape]
+    svd(tall + 1e-6, 3, factors.remembered_basis(tmp_path, "cpu"))
+    assert len(asked) == 3, "another matrix is another key"
+
+
+def test_old_factors_make_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(factors, "LIMIT", 3000)
+    remembered = factors.remembered_basis(tmp_path, "cpu")
+    for seed in range(5):
+        remembered(draw(16, 16, seed=seed))  # about 1.1 kB each
+    kept = {path.stem for path in tmp_path.iterdir()}
+    assert kept == {factors.content_key(draw(16, 16, seed=seed)) for seed in (3, 4)}
 
 
 def test_svd_of_zero_stores_nothing():

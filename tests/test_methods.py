@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from baselines import average, dare, dare_ties, expert, individual, task_arithmetic, ties
 from twinbench import plan, twin_merging
-from twinbench.compress import dense
+from twinbench.compress import basis, dense
 from twinbench.merged import materialize, with_route
 
 YAMLS = sorted((ROOT / "conf" / "method").glob("*.yaml"))
@@ -36,13 +36,13 @@ def call(path: Path, base, experts, **changes):
     signature = plan.signature(leaf["_target_"])
     values = plan.hyperparameters(OmegaConf.to_container(leaf))
     values |= {"task": "task1"} if path.stem == "expert" else {}
-    prepared = {"shared": base, "seed": 0}
+    prepared = {"shared": base, "seed": 0, "basis": basis}
     values |= {name: prepared[name] for name in signature.arguments & prepared.keys()}
     module, _, function = leaf["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), function)(base, experts, **values | changes)
 
 
-def equal(left, right, tolerance=0.0):
+def assert_same(left, right, tolerance=0.0):
     assert left.keys() == right.keys()
     for name in left:
         torch.testing.assert_close(left[name], right[name], atol=tolerance, rtol=0)
@@ -77,9 +77,9 @@ def test_merge_keeps_layout_and_inputs_and_repeats_itself(path, dtype):
         {k: {n: t.clone() for n, t in e.items()} for k, e in experts.items()},
     )
     merged = materialize(call(path, base, experts))
-    equal(base, before[0])
+    assert_same(base, before[0])
     for task in experts:
-        equal(experts[task], before[1][task])
+        assert_same(experts[task], before[1][task])
     assert list(merged.shared) == list(base)
     assert {n: (t.shape, t.dtype) for n, t in merged.shared.items()} == {n: (t.shape, t.dtype) for n, t in base.items()}
     assert set(merged.exclusive) <= set(experts)
@@ -87,9 +87,9 @@ def test_merge_keeps_layout_and_inputs_and_repeats_itself(path, dtype):
         for name, part in parts.items():
             assert dense(part).shape == base[name].shape
     again = materialize(call(path, base, experts))
-    equal(merged.shared, again.shared)
+    assert_same(merged.shared, again.shared)
     for task, parts in merged.exclusive.items():
-        equal({n: dense(p) for n, p in parts.items()}, {n: dense(p) for n, p in again.exclusive[task].items()})
+        assert_same({n: dense(p) for n, p in parts.items()}, {n: dense(p) for n, p in again.exclusive[task].items()})
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -124,15 +124,15 @@ def test_hyperparameters_out_of_range_are_named_before_any_tensor_is_read(stem, 
 def test_average_of_identical_experts_is_the_expert():
     base, experts = models(count=1)
     same = {f"copy{i}": experts["task0"] for i in range(4)}
-    equal(materialize(average.merge(base, same)).shared, experts["task0"], 1e-7)
+    assert_same(materialize(average.merge(base, same)).shared, experts["task0"], 1e-7)
 
 
 def test_task_arithmetic_limits():
     base, experts = models()
-    equal(dict(task_arithmetic.merge(base, experts, scaling=0.0).shared), base)
+    assert_same(dict(task_arithmetic.merge(base, experts, scaling=0.0).shared), base)
     one = {"task0": experts["task0"]}
-    equal(dict(task_arithmetic.merge(base, one, scaling=1.0).shared), experts["task0"], 1e-6)
-    equal(
+    assert_same(dict(task_arithmetic.merge(base, one, scaling=1.0).shared), experts["task0"], 1e-6)
+    assert_same(
         dict(task_arithmetic.merge(base, experts, scaling=1 / 3).shared),
         dict(average.merge(base, experts).shared),
         1e-6,
@@ -144,7 +144,7 @@ def test_ties_at_full_density_with_one_expert_is_task_arithmetic():
     for scope in ("global", "tensor"):
         for aggregate in ("mean", "sum"):
             merged = ties.merge(base, experts, density=1.0, scaling=0.7, scope=scope, aggregate=aggregate)
-            equal(dict(merged.shared), dict(task_arithmetic.merge(base, experts, scaling=0.7).shared), 1e-6)
+            assert_same(dict(merged.shared), dict(task_arithmetic.merge(base, experts, scaling=0.7).shared), 1e-6)
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor"])
@@ -186,13 +186,13 @@ def test_threshold_is_the_exact_order_statistic(density):
 
 def test_dare_limits_and_unbiasedness():
     base, experts = models()
-    equal(
+    assert_same(
         dict(dare.merge(base, experts, density=1.0, scaling=0.3, seed=0).shared),
         dict(task_arithmetic.merge(base, experts, scaling=0.3).shared),
         1e-6,
     )
     settings = {"density": 0.4, "scaling": 1.0, "scope": "global", "aggregate": "mean"}
-    equal(
+    assert_same(
         dict(dare_ties.merge(base, experts, keep=1.0, seed=0, **settings).shared),
         dict(ties.merge(base, experts, **settings).shared),
         1e-6,
@@ -208,8 +208,8 @@ def test_individual_and_expert_are_the_experts():
     merged = individual.merge(base, experts)
     for position, task in enumerate(experts):
         hot = [float(i == position) for i in range(len(experts))]
-        equal(with_route(merged, hot), experts[task], 1e-6)
-        equal(dict(expert.merge(base, experts, task=task).shared), experts[task])
+        assert_same(with_route(merged, hot), experts[task], 1e-6)
+        assert_same(dict(expert.merge(base, experts, task=task).shared), experts[task])
 
 
 @pytest.mark.parametrize(
@@ -220,19 +220,27 @@ def test_twin_merging_that_compresses_nothing_is_the_expert(settings):
     shared = dict(task_arithmetic.merge(base, experts, scaling=0.3).shared)
     compression, rank_ratio, density = settings
     merged = twin_merging.merge(
-        base, experts, shared=shared, compression=compression, rank_ratio=rank_ratio, density=density, seed=0
+        base,
+        experts,
+        shared=shared,
+        compression=compression,
+        rank_ratio=rank_ratio,
+        density=density,
+        seed=0,
+        basis=basis,
     )
     for position, task in enumerate(experts):
         hot = [float(i == position) for i in range(len(experts))]
-        equal(with_route(merged, hot), experts[task], 1e-5)
+        assert_same(with_route(merged, hot), experts[task], 1e-5)
 
 
 def test_twin_merging_ranks():
     base, experts = models()
-    merged = twin_merging.merge(base, experts, shared=base, compression="svd", rank_ratio=0.5, density=None, seed=0)
+    settings = {"shared": base, "compression": "svd", "density": None, "seed": 0, "basis": basis}
+    merged = twin_merging.merge(base, experts, rank_ratio=0.5, **settings)
     parts = materialize(merged).exclusive["task0"]
     assert parts["embed.weight"].left.shape == (30, 4)
     assert parts["down.weight"].right.shape == (4, 12)
-    smallest = twin_merging.merge(base, experts, shared=base, compression="svd", rank_ratio=0.01, density=None, seed=0)
+    smallest = twin_merging.merge(base, experts, rank_ratio=0.01, **settings)
     assert smallest.exclusive["task0"]["up.weight"].left.shape[1] == 1
-    equal({"b": parts["up.bias"]}, {"b": experts["task0"]["up.bias"] - base["up.bias"]})
+    assert_same({"b": parts["up.bias"]}, {"b": experts["task0"]["up.bias"] - base["up.bias"]})

@@ -5,8 +5,10 @@ Parts stay compressed; `dense` rebuilds the matrix they stand for.
 """
 
 import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -29,35 +31,50 @@ class Sparse(NamedTuple):
 Part = Tensor | LowRank | Sparse
 
 
-def svd(delta: Tensor, rank: int) -> LowRank:
-    """Best rank-``rank`` approximation of a matrix (Eckart-Young), from the eigenvectors of its smaller Gram matrix.
+def basis(matrix: Tensor) -> Tensor:
+    """Singular vectors of a matrix on its smaller side, (n, n) with n = min(d_out, d_in), by falling singular value.
 
-    With A = U S V^T the best approximation of rank r is (A V_r) V_r^T, and V_r solves the symmetric eigenproblem
-    A^T A = V S^2 V^T, so neither U nor a division by S is needed: repeated or zero singular values, zero rows and a
-    tall (50,265 x 768) matrix are all ordinary cases. It is solved in float64, where singular values down to 1e-8 of
-    the largest are told apart. A wide matrix is U_r (U_r^T A) in the same way. Columns of ``left`` and rows of
+    With A = U S V^T they solve the symmetric eigenproblem A^T A = V S^2 V^T (A A^T = U S^2 U^T for a wide matrix), so
+    repeated or zero singular values, zero rows and a tall (50,265 x 768) matrix are all ordinary cases. It is solved in
+    float64, where singular values down to 1e-8 of the largest are told apart.
+
+    Args:
+        matrix: (d_out, d_in), finite; the work is done on its device.
+    """
+    wide = matrix.double()
+    gram = wide.T @ wide if matrix.shape[0] >= matrix.shape[1] else wide @ wide.T
+    try:
+        vectors = torch.linalg.eigh(gram).eigenvectors
+    except torch.linalg.LinAlgError:  # divide and conquer did not converge; the QR algorithm is slow and steady
+        vectors = torch.from_numpy(scipy.linalg.eigh(gram.cpu().numpy(), driver="ev")[1])
+    return vectors.flip(1).to(matrix)
+
+
+def svd(delta: Tensor, rank: int, basis: Callable[[Tensor], Tensor] = basis) -> LowRank:
+    """Best rank-``rank`` approximation of a matrix (Eckart-Young): (A V_r) V_r^T, or U_r (U_r^T A) for a wide one.
+
+    Neither the other side's vectors nor a division by singular values is needed. Columns of ``left`` and rows of
     ``right`` are in falling order of singular value, so a smaller rank is a slice.
 
     Args:
         delta: (d_out, d_in), finite.
         rank: number of singular triplets kept, at least 1; more than min(d_out, d_in) keeps all. A zero matrix
             gives rank 0, which stores nothing and is exact.
+        basis: computes or remembers `basis` of a matrix.
 
     Raises:
         ValueError: the rank is below 1, or the matrix holds NaN or infinity.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    if not torch.isfinite(delta).all():
+    largest = torch.linalg.vector_norm(delta, torch.inf)  # one pass tells NaN, infinity and zero
+    if not torch.isfinite(largest):
         raise ValueError("cannot factor a matrix with NaN or infinite elements")
-    if not delta.any():
+    if largest == 0:
         return LowRank(delta.new_zeros(delta.shape[0], 0), delta.new_zeros(0, delta.shape[1]))
-    matrix = delta.double()
-    tall = matrix.shape[0] >= matrix.shape[1]
-    _, vectors = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)  # ascending eigenvalues
-    top = vectors.flip(1)[:, :rank]
-    left, right = (matrix @ top, top.T) if tall else (top, top.T @ matrix)
-    return LowRank(left.to(delta.dtype).contiguous(), right.to(delta.dtype).contiguous())
+    top = basis(delta)[:, :rank]
+    left, right = (delta @ top, top.T) if delta.shape[0] >= delta.shape[1] else (top, top.T @ delta)
+    return LowRank(left.contiguous(), right.contiguous())
 
 
 def magnitude(delta: Tensor, density: float) -> Sparse:

@@ -12,7 +12,7 @@ from pathlib import Path
 from twinbench import assets
 
 PROTOCOLS = ("strict", "paper", "blind")
-PREPARED = {"base", "experts", "shared", "seed"}  # arguments of a method that the run makes; the others are its YAML's
+PREPARED = {"base", "experts", "shared", "seed", "basis"}  # arguments that the run makes; the others are the YAML's
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,32 @@ def expert_id(base: Mapping, task: Mapping, recipe: Mapping) -> str:
     """What the cached expert of a task depends on: base, training and validation rows, and recipe."""
     trained_on = task_identity(task) | {"metrics": None, "rows": dict(task["rows"]) | {"test": None}}
     return _hash([assets.fingerprint(base), trained_on, recipe])
+
+
+def origins(suite: Mapping) -> dict[str, str]:
+    """Per task where its expert comes from: the content of a checkpoint, or the recipe of a fine-tuning and its id."""
+    if suite["checkpoints"] is not None:
+        return {name: assets.fingerprint(source) for name, source in suite["checkpoints"].items()}
+    recipe = json.dumps(suite["finetune"])
+    ids = {name: expert_id(suite["base"], task, suite["finetune"]) for name, task in suite["tasks"].items()}
+    return {name: f"the base, fine-tuned by twinbench as {recipe}: {found}" for name, found in ids.items()}
+
+
+def check_export(job: Job, folder: Path) -> None:
+    """Find what keeps a configuration from being exported to ``folder``.
+
+    Raises:
+        ValueError: the folder has something in it, or the model is more than one shared model and LoRA adapters.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"export={folder} must be a new or empty folder, and something is there")
+    if job.protocol == "paper":
+        raise ValueError("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
+    if job.method == "individual":
+        raise ValueError("method=individual has nothing to export: its experts are models already")
+    compression = job.params.get("compression", "svd")
+    if compression != "svd":
+        raise ValueError(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")
 
 
 def hyperparameters(leaf: Mapping) -> dict:

@@ -8,7 +8,7 @@ Departures from the authors' code: factors stay factored; the rank is at least 1
 types) are kept; biases belong to the merged weights unless the protocol is ``paper``. As there, vectors stay dense.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ def merge(
     rank_ratio: float | None,
     density: float | None,
     seed: int,
+    basis: Callable[[Tensor], Tensor],
 ) -> Merged:
     """Split every expert into the shared expert and a compressed exclusive part.
 
@@ -37,6 +38,7 @@ def merge(
         rank_ratio: svd only: kept fraction of a matrix's min(d_out, d_in) singular values, in (0, 1].
         density: magnitude and bernoulli only: kept fraction of a matrix's elements, in (0, 1].
         seed: of the Bernoulli masks.
+        basis: `twinbench.compress.basis`, or something that remembers what it gave.
 
     Raises:
         ValueError: a hyperparameter is out of range or does not belong to the compression.
@@ -59,7 +61,7 @@ def merge(
         if delta.dim() < 2 or compression == "none":
             return delta
         if compression == "svd":
-            return svd(delta, max(1, int(rank_ratio * min(delta.shape))))
+            return svd(delta, max(1, int(rank_ratio * min(delta.shape))), basis)
         if compression == "magnitude":
             return magnitude(delta, density)
         return bernoulli(delta, density, generator(seed, task, name))
