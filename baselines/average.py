@@ -5,17 +5,20 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from twinbench.merged import Merged
-from twinbench.state_dict import StateDict
+from twinbench.state_dict import by_pieces
 
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Merged:
     """Average the experts, accumulating in float32."""
 
-    def mean(name: str) -> Tensor:
-        total = sum(expert[name].float() for expert in experts.values())
-        return (total / len(experts)).to(base[name].dtype)
+    def mean(origin: Tensor, pieces: list[Tensor]) -> Tensor:
+        total = torch.zeros_like(origin)
+        for piece in pieces:
+            total += piece
+        return total.div_(len(pieces))
 
-    return Merged(StateDict(base, mean))
+    return Merged(by_pieces(base, experts, lambda name: mean))

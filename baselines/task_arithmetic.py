@@ -6,10 +6,11 @@
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from twinbench.merged import Merged
-from twinbench.state_dict import StateDict
+from twinbench.state_dict import by_pieces
 
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, scaling: float) -> Merged:
@@ -21,9 +22,10 @@ def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
     if not math.isfinite(scaling):
         raise ValueError(f"scaling must be finite, got {scaling}")
 
-    def moved(name: str) -> Tensor:
-        origin = base[name].float()
-        total = sum(expert[name].float() - origin for expert in experts.values())
-        return (origin + scaling * total).to(base[name].dtype)
+    def moved(origin: Tensor, pieces: list[Tensor]) -> Tensor:
+        total = torch.zeros_like(origin)
+        for piece in pieces:
+            total += piece - origin
+        return torch.add(origin, total, alpha=scaling)
 
-    return Merged(StateDict(base, moved))
+    return Merged(by_pieces(base, experts, lambda name: moved))

@@ -9,15 +9,19 @@ FusionBench) or over each tensor (mergekit); ``aggregate`` is the paper's disjoi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from twinbench.merged import Merged
-from twinbench.state_dict import StateDict
+from twinbench.state_dict import PIECE, by_pieces
 
-BINS = 1 << 16  # the upper half of a float32's bits: sign (0), exponent and 7 bits of mantissa
+SAMPLE = 1 << 18  # magnitudes from which the threshold is guessed
+BRACKETS = (5.0, 50.0, math.inf)  # standard errors around the guess, one after the other until the threshold is inside
 
 
 def merge(
@@ -48,50 +52,107 @@ def merge(
     if aggregate not in ("mean", "sum"):
         raise ValueError(f"aggregate must be mean or sum, got {aggregate!r}")
 
-    def task_vector(task: str, name: str) -> Tensor:
-        return experts[task][name].float() - base[name].float()
-
     thresholds = {}
     if scope == "global":
-        for task in experts:
-            vector = StateDict(base, lambda name, task=task: task_vector(task, name))
-            thresholds[task] = kept_above(vector, density)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            found = pool.map(lambda expert: kept_above(expert, density, base), experts.values())
+            thresholds = dict(zip(experts, found, strict=True))
 
-    def trimmed(task: str, name: str) -> Tensor:
-        vector = task_vector(task, name)
-        threshold = thresholds[task] if scope == "global" else kept_above({name: vector}, density)
-        return vector * (vector.abs() >= threshold)
+    def merged(name: str) -> Callable[[Tensor, list[Tensor]], Tensor]:
+        if scope == "tensor":
+            origin = {name: base[name]}
+            limits = [kept_above({name: expert[name]}, density, origin) for expert in experts.values()]
+        else:
+            limits = [thresholds[task] for task in experts]
+        below = [_before(limit) for limit in limits]
+        return lambda origin, pieces: torch.add(origin, _elected(origin, pieces, below, aggregate), alpha=scaling)
 
-    def merged(name: str) -> Tensor:
-        vectors = torch.stack([trimmed(task, name) for task in experts])
-        elected = vectors.sum(0).sign()
-        agreeing = vectors * (vectors.sign() == elected)
-        total = agreeing.sum(0)
+    return Merged(by_pieces(base, experts, merged))
+
+
+def _elected(origin: Tensor, pieces: list[Tensor], below: list[float], aggregate: str) -> Tensor:
+    """The merged task vector m of a piece, from the experts' pieces and the largest magnitudes that they lose."""
+    trimmed = [hardshrink(piece - origin, limit) for piece, limit in zip(pieces, below, strict=True)]
+    sign = torch.zeros_like(origin)
+    for vector in trimmed:
+        sign += vector
+    sign.sign_()
+    total, count = torch.zeros_like(origin), torch.zeros_like(origin)
+    for vector in trimmed:
+        agreeing = vector.mul_(sign).clamp_(min=0)  # its magnitude where its sign is the elected one
+        total += agreeing
         if aggregate == "mean":
-            total = total / (agreeing != 0).sum(0).clamp(min=1)
-        return (base[name].float() + scaling * total).to(base[name].dtype)
+            count += agreeing.sign_()
+    total *= sign
+    return total / count.clamp_(min=1) if aggregate == "mean" else total
 
-    return Merged(StateDict(base, merged))
 
-
-def kept_above(vector: Mapping[str, Tensor], density: float) -> float:
+def kept_above(vector: Mapping[str, Tensor], density: float, origin: Mapping[str, Tensor] | None = None) -> float:
     """The magnitude of the k-th largest element over all tensors, k = density * number of elements: exact, streaming.
 
-    The bits of a non-negative float32 order as integers, so one pass counts the upper 16 bits and a second one sorts
-    only the elements whose upper bits are those of the k-th.
+    A sample says between which two magnitudes it lies; one pass counts the elements above them and collects the few
+    between them, of which the k-th is then picked. Should the sample mislead, a wider bracket is tried.
+
+    Args:
+        vector: tensors of a task vector, or of an expert if ``origin`` gives the base to subtract.
     """
-    counts = torch.zeros(BINS, dtype=torch.int64)
-    for tensor in vector.values():
-        counts += torch.bincount(_upper_bits(tensor), minlength=BINS)
-    if not counts.any():
+    like = vector if origin is None else origin
+    sizes = {name: tensor.numel() for name, tensor in like.items() if tensor.is_floating_point()}
+    names, total = list(sizes), sum(sizes.values())
+    if not total:
         return 0.0
-    k = max(1, round(density * int(counts.sum())))
-    from_top = counts.flip(0).cumsum(0)
-    position = int(torch.searchsorted(from_top, k))
-    chosen, above = BINS - 1 - position, int(from_top[position - 1]) if position else 0
-    tied = torch.cat([tensor.flatten().abs()[_upper_bits(tensor) == chosen] for tensor in vector.values()])
-    return float(tied.kthvalue(len(tied) - (k - above) + 1).values)
+    k, sample = max(1, round(density * total)), _sample(vector, origin, names, total)
+    for deviations in BRACKETS:
+        low, high = _bracket(sample, k / total, deviations)
+        above, between = 0, []
+        for magnitudes in _magnitudes(vector, origin, names):
+            values = magnitudes.cpu().numpy()  # whose comparisons and masks are several times faster than torch's
+            over, within = values > high, values > low
+            above += int(np.count_nonzero(over))
+            between.append(values[within != over])
+        between = torch.from_numpy(np.concatenate(between))
+        if above < k <= above + len(between):
+            return float(between.kthvalue(len(between) - (k - above) + 1).values)
+        if low == 0 and k > above:
+            break
+    return 0.0  # fewer than k elements are not zero
 
 
-def _upper_bits(tensor: Tensor) -> Tensor:
-    return tensor.flatten().abs().view(torch.int32) >> 16
+def _magnitudes(
+    vector: Mapping[str, Tensor], origin: Mapping[str, Tensor] | None, names: list[str]
+) -> Iterator[Tensor]:
+    """Absolute values of a task vector, a flat float32 piece after the other."""
+    for name in names:
+        pieces = vector[name].flatten().split(PIECE)
+        if origin is None:
+            yield from (piece.float().abs() for piece in pieces)
+        else:
+            for piece, first in zip(pieces, origin[name].flatten().split(PIECE), strict=True):
+                yield (piece.float() - first.float()).abs_()
+
+
+def _sample(vector: Mapping[str, Tensor], origin: Mapping[str, Tensor] | None, names: list[str], total: int) -> Tensor:
+    """About SAMPLE magnitudes, evenly spaced over all tensors, in rising order."""
+    stride, seen, found = math.ceil(total / SAMPLE) | 1, 0, []  # odd: not always the same few columns
+    for name in names:
+        tensor = vector[name].flatten()
+        places = slice(-seen % stride, None, stride)
+        seen += tensor.numel()
+        found.append(tensor[places].float() - (0 if origin is None else origin[name].flatten()[places].float()))
+    return torch.cat(found).abs_().sort().values
+
+
+def _bracket(sample: Tensor, density: float, deviations: float) -> tuple[float, float]:
+    """Magnitudes (low, high] around the one that ``density`` of all elements reach, by the sample's standard error."""
+    size = len(sample)
+    if deviations == math.inf or size < 2:
+        return 0.0, math.inf
+    margin = deviations * math.sqrt(size * density * (1 - density)) + 2
+    low, high = math.floor(size * (1 - density) - margin), math.ceil(size * (1 - density) + margin)
+    least = _before(float(sample[low])) if low >= 0 else 0.0
+    return max(0.0, least), float(sample[high]) if high < size else math.inf
+
+
+def _before(magnitude: float) -> float:
+    """The float32 just below."""
+    return float(torch.nextafter(torch.tensor(magnitude), torch.tensor(-1.0)))

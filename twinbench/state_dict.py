@@ -13,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SHOWN = 3  # differing names that an error lists
+PIECE = 1 << 15  # weights worked on at a time: few enough for a core's own cache, and for torch not to wake other cores
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # per tensor its dtype, as safetensors calls it, and its shape
 
 
 class StateDict(Mapping[str, Tensor]):
@@ -34,28 +37,52 @@ class StateDict(Mapping[str, Tensor]):
         return len(self._names)
 
 
+def by_pieces(
+    base: Mapping[str, Tensor],
+    experts: Mapping[str, Mapping[str, Tensor]],
+    combine: Callable[[str], Callable[[Tensor, list[Tensor]], Tensor]],
+) -> StateDict:
+    """A merge that works weight by weight, in float32 and in cache-sized pieces; each tensor is read once.
+
+    What is not floating point (positions, counters) is the base's.
+
+    Args:
+        combine: from a tensor's name, the function of its pieces: called in order with the base's piece and those of
+            the experts, flat float32 that may be views of their tensors and must not be written to.
+    """
+
+    def merged(name: str) -> Tensor:
+        origin = base[name]
+        if not origin.is_floating_point():
+            return origin
+        result = torch.empty_like(origin, memory_format=torch.contiguous_format)
+        sources = [origin.flatten(), *(expert[name].flatten() for expert in experts.values())]
+        merge_piece = combine(name)
+        for target, first, *rest in zip(result.view(-1).split(PIECE), *(s.split(PIECE) for s in sources), strict=True):
+            target.copy_(merge_piece(first.float(), [piece.float() for piece in rest]))
+        return result
+
+    return StateDict(base, merged)
+
+
 def read_checkpoint(folder: Path) -> StateDict:
     """Open a Hugging Face folder's safetensors, whole or sharded; tensors are read on access through a memory map.
 
     Raises:
         FileNotFoundError: there is no safetensors file, or a shard named in the index is missing.
-        ValueError: the folder has only pickled weights, or a file is truncated or not safetensors.
+        ValueError: the folder has only pickled weights, a file is truncated or not safetensors, or the index and
+            the shards do not name the same tensors.
     """
-    owner = {}
-    for path in _weight_files(folder):
-        file = _open(path)
-        owner |= dict.fromkeys(file.keys(), file)
+    owner = _owners(folder)
     return StateDict(owner, lambda name: owner[name].get_tensor(name))
 
 
-def layout(checkpoint: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+def layout(checkpoint: Path) -> Layout:
     """Names, dtypes and shapes in a folder's safetensors, from the headers alone."""
     found = {}
-    for path in _weight_files(checkpoint):
-        file = _open(path)
-        for name in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
-            tensor = file.get_slice(name)
-            found[name] = (tensor.get_dtype(), tuple(tensor.get_shape()))
+    for name, file in _owners(checkpoint).items():
+        tensor = file.get_slice(name)
+        found[name] = (tensor.get_dtype(), tuple(tensor.get_shape()))
     return found
 
 
@@ -68,8 +95,8 @@ def check_same_layout(reference: Mapping, other: Mapping, who: str, than: str = 
     missing = [name for name in reference if name not in other]
     surplus = [name for name in other if name not in reference]
     if missing or surplus:
-        parts = [f"lacks {_listed(missing)}"] if missing else []
-        parts += [f"has unknown {_listed(surplus)}"] if surplus else []
+        parts = [f"lacks {listed(missing)}"] if missing else []
+        parts += [f"has unknown {listed(surplus)}"] if surplus else []
         raise ValueError(f"{who} does not fit {than}: it {' and '.join(parts)}")
     differing = [
         f"{name} is {_described(other[name])}, not {_described(reference[name])}"
@@ -77,7 +104,7 @@ def check_same_layout(reference: Mapping, other: Mapping, who: str, than: str = 
         if other[name] != reference[name]
     ]
     if differing:
-        raise ValueError(f"{who} does not fit {than}: {_listed(differing, '; ')}")
+        raise ValueError(f"{who} does not fit {than}: {listed(differing, '; ')}")
 
 
 def check_finite(state: Mapping[str, Tensor], who: str) -> None:
@@ -89,7 +116,7 @@ def check_finite(state: Mapping[str, Tensor], who: str) -> None:
     # One sum per tensor instead of a mask as large as the tensor; a sum of finite fp32 weights cannot overflow in fp64.
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor.sum(dtype=torch.float64))]
     if bad:
-        raise ValueError(f"{who}: NaN or infinite weights in {_listed(bad)}")
+        raise ValueError(f"{who}: NaN or infinite weights in {listed(bad)}")
 
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> StateDict:
@@ -101,33 +128,65 @@ def _described(entry: tuple[str, tuple[int, ...]]) -> str:
     return f"{entry[0]} {list(entry[1])}"
 
 
-def _listed(names: list[str], separator: str = ", ") -> str:
+def listed(names: list[str], separator: str = ", ") -> str:
+    """The first names for an error message, and how many more there are."""
     more = f" (+{len(names) - SHOWN} more)" if len(names) > SHOWN else ""
     return separator.join(names[:SHOWN]) + more
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _owners(folder: Path) -> dict:
+    """Per tensor of a checkpoint the open file that holds it."""
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        paths = [folder / shard for shard in shards]
-        absent = [path.name for path in paths if not path.exists()]
-        if absent:
-            raise FileNotFoundError(f"{folder}: its index names {_listed(absent)}, which is not there")
-        return paths
+    if not index.exists():
+        file = open_safetensors(_single_file(folder))
+        return dict.fromkeys(file.keys(), file)
+    places = _weight_map(index)
+    shards = sorted(set(places.values()))
+    absent = [shard for shard in shards if not (folder / shard).exists()]
+    if absent:
+        raise FileNotFoundError(f"{folder}: its index names {listed(absent)}, which is not there")
+    surplus = sorted(path.name for path in folder.glob("model-*-of-*.safetensors") if path.name not in shards)
+    if surplus:
+        raise ValueError(f"{folder}: its index does not name the shard {listed(surplus)}")
+    owner = {}
+    for shard in shards:
+        file = open_safetensors(folder / shard)
+        held, named = set(file.keys()), [name for name, where in places.items() if where == shard]
+        lacking, unnamed = [name for name in named if name not in held], sorted(held.difference(named))
+        if lacking:
+            raise ValueError(f"{folder}: its index places {listed(lacking)} in {shard}, which does not hold it")
+        if unnamed:
+            raise ValueError(f"{folder}: {shard} holds {listed(unnamed)}, which its index does not place there")
+        owner |= dict.fromkeys(file.keys(), file)
+    return owner
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{index}: not an index of shards, which is JSON with a weight_map ({error!r})") from error
+
+
+def _single_file(folder: Path) -> Path:
     path = folder / "model.safetensors"
     if path.exists():
-        return [path]
+        return path
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(pattern))
     if pickles:
         raise ValueError(
-            f"{folder}: only pickled weights ({_listed(pickles)}), "
+            f"{folder}: only pickled weights ({listed(pickles)}), "
             "which can run code when read; convert them to model.safetensors"
         )
     raise FileNotFoundError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
 
 
-def _open(path: Path):
+def open_safetensors(path: Path) -> safe_open:
+    """Open one file.
+
+    Raises:
+        ValueError: it is truncated or not safetensors.
+    """
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:

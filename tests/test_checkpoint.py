@@ -1,0 +1,302 @@
+"""Streaming: what is written loads elsewhere, is whole or not there, and pieces change no number and cost no memory."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, WORDS, tiny_config
+from safetensors.torch import load_file, save_file
+from transformers import BertForMaskedLM
+
+from baselines import average, dare, dare_ties, task_arithmetic, ties
+from twinbench import state_dict
+from twinbench.checkpoint import new_folder, write_checkpoint, write_weights
+from twinbench.compress import bernoulli, dense, generator
+from twinbench.memory import peak_memory
+from twinbench.state_dict import StateDict, layout, read_checkpoint
+
+MIXED = {
+    "flag": torch.tensor([True, False, True]),
+    "half": torch.linspace(-1, 1, 6).half().view(2, 3),
+    "brain": torch.linspace(-1, 1, 5).bfloat16(),
+    "single": torch.linspace(-1, 1, 12).view(3, 4),
+    "positions": torch.arange(7),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 3),
+}
+METHODS = {
+    "average": lambda base, experts: average.merge(base, experts),
+    "task_arithmetic": lambda base, experts: task_arithmetic.merge(base, experts, scaling=0.3),
+    "dare": lambda base, experts: dare.merge(base, experts, density=0.3, scaling=0.3, seed=1),
+    "ties": lambda base, experts: ties.merge(base, experts, density=0.2, scaling=1.0, scope="global", aggregate="mean"),
+    "ties_tensor": lambda base, experts: ties.merge(
+        base, experts, density=0.2, scaling=1.0, scope="tensor", aggregate="sum"
+    ),
+    "dare_ties": lambda base, experts: dare_ties.merge(
+        base, experts, keep=0.5, density=0.2, scaling=1.0, scope="global", aggregate="mean", seed=1
+    ),
+}
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layout_of(state, folder):
+    save_file(state, folder / "model.safetensors")
+    return layout(folder)
+
+
+@pytest.fixture
+def entries(tmp_path):
+    (tmp_path / "source").mkdir()
+    return layout_of(MIXED, tmp_path / "source")
+
+
+@pytest.mark.parametrize(("shard_bytes", "files"), [(10**9, 1), (40, 4), (1, 7)])
+def test_every_dtype_and_shape_round_trips(tmp_path, entries, shard_bytes, files):
+    out = tmp_path / "deep" / "out"
+    write_checkpoint(out, MIXED, entries, shard_bytes=shard_bytes, metadata={"made_by": "test"})
+    found = {}
+    for path in out.glob("*.safetensors"):
+        found |= load_file(path)
+    assert len(list(out.glob("*.safetensors"))) == files
+    assert (out / "model.safetensors.index.json").exists() == (files > 1)
+    assert found.keys() == MIXED.keys() == read_checkpoint(out).keys()
+    for name, tensor in MIXED.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+    assert layout(out) == entries
+    if files > 1:
+        index = json.loads((out / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == sum(t.numel() * t.itemsize for t in MIXED.values())
+    assert [path.name for path in out.parent.iterdir()] == ["out"], "nothing temporary is left"
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merge_of_models_with_tied_weights_loads_with_plain_transformers(tmp_path, shard_bytes, dtype):
+    models = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        models.append(BertForMaskedLM(tiny_config()).to(dtype))
+        models[-1].save_pretrained(tmp_path / str(seed))
+    base, *experts = (read_checkpoint(tmp_path / str(seed)) for seed in range(3))
+    assert "cls.predictions.decoder.weight" not in base, "tied to the embedding, stored once"
+    merged = average.merge(base, dict(enumerate(experts))).shared
+    with new_folder(tmp_path / "merged") as part:
+        write_weights(part, merged, layout(tmp_path / "0"), shard_bytes=shard_bytes, metadata={})
+        models[0].config.save_pretrained(part)
+    loaded = BertForMaskedLM.from_pretrained(tmp_path / "merged", dtype=dtype).eval()
+    expected = BertForMaskedLM(tiny_config()).to(dtype).eval()
+    halves = [model.state_dict() for model in models[1:]]
+    expected.load_state_dict({n: ((halves[0][n].float() + halves[1][n].float()) / 2).to(dtype) for n in halves[0]})
+    tokens = torch.arange(len(WORDS))[None, :20]
+    assert layout(tmp_path / "merged") == layout(tmp_path / "0")
+    assert loaded.cls.predictions.decoder.weight is loaded.bert.embeddings.word_embeddings.weight
+    torch.testing.assert_close(loaded(tokens).logits, expected(tokens).logits, atol=1e-5, rtol=0)
+
+
+def test_tensors_are_asked_for_one_by_one(tmp_path):
+    size, count = 2**21, 60  # 8 MiB each, 480 MiB in all
+    entries = {f"layer{i}": ("F32", (size,)) for i in range(count)}
+    state = StateDict(entries, lambda name: torch.full((size,), float(name.removeprefix("layer"))))
+    with peak_memory("cpu") as before:
+        torch.ones(size).sum()
+    with peak_memory("cpu") as peak:
+        write_checkpoint(tmp_path / "out", state, entries, shard_bytes=100 * 2**20, metadata={})
+    assert peak.bytes - before.bytes < 160 * 2**20
+    assert float(read_checkpoint(tmp_path / "out")["layer59"][-1]) == 59.0
+
+
+@pytest.mark.parametrize("there", ["file", "folder"])
+def test_an_existing_target_is_refused_before_anything_is_computed(tmp_path, entries, there):
+    out = tmp_path / "out"
+    if there == "folder":
+        out.mkdir()
+    kept = out / "kept.txt" if there == "folder" else out
+    kept.write_text("mine")
+    asked = []
+    state = StateDict(entries, lambda name: asked.append(name) or MIXED[name])
+    with pytest.raises(FileExistsError, match="out exists and is not an empty folder"):
+        write_checkpoint(out, state, entries, shard_bytes=10**9, metadata={})
+    assert not asked and kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: {n: t for n, t in state.items() if n != "scalar"}, "only one of layout and weights has scalar"),
+        (lambda state: state | {"more": torch.zeros(1)}, "only one of layout and weights has more"),
+        (lambda state: state | {"single": state["single"].double()}, r"single: it is torch.float64 \[3, 4\]"),
+        (lambda state: state | {"positions": state["positions"][1:]}, r"positions: it is torch.int64 \[6\]"),
+    ],
+)
+def test_weights_unlike_the_layout_are_named_and_nothing_is_left(tmp_path, entries, change, words):
+    with pytest.raises(ValueError, match=words):
+        write_checkpoint(tmp_path / "new" / "out", change(dict(MIXED)), entries, shard_bytes=30, metadata={})
+    assert not list((tmp_path / "new").iterdir())
+
+
+STATE = """
+import os, resource, signal, sys, torch
+from pathlib import Path
+from twinbench.checkpoint import write_checkpoint
+from twinbench.state_dict import StateDict
+def tensor(name):
+    if name == "layer3":
+        {event}
+    return torch.zeros(2 ** 20)
+entries = {{f"layer{{i}}": ("F32", (2 ** 20,)) for i in range(6)}}
+try:
+    write_checkpoint(Path(sys.argv[1]), StateDict(entries, tensor), entries, shard_bytes={shard}, metadata={{}})
+except OSError as error:
+    sys.exit(f"error: {{error}}")
+"""
+FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 22, 2 ** 22))"
+
+
+@pytest.mark.parametrize("shard", [2**22, 10**9])
+@pytest.mark.parametrize("event", [FULL, "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_write_that_is_refused_or_killed_leaves_nothing_under_the_final_name(tmp_path, event, shard):
+    script = STATE.format(event=event, shard=shard)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "out")],
+        cwd=ROOT,
+        env={**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert not (tmp_path / "out").exists()
+    if event == FULL:
+        assert "out could not be written, and nothing is left of it: File too large" in done.stderr
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_is_one_error_and_leaves_nothing(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a file system of 24 MiB can only be mounted by root")
+    try:
+        entries = {f"layer{i}": ("F32", (2**20,)) for i in range(8)}
+        state = StateDict(entries, lambda name: torch.zeros(2**20))
+        with pytest.raises(OSError, match="out could not be written, and nothing is left of it: No space left"):
+            write_checkpoint(disk / "out", state, entries, shard_bytes=10**9, metadata={})
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    out = tmp_path / "sharded"
+    state = {f"layer{i}": torch.full((4,), float(i)) for i in range(4)}
+    entries = dict.fromkeys(state, ("F32", (4,)))
+    write_checkpoint(out, state, entries, shard_bytes=32, metadata={})
+    return out
+
+
+def edit_index(folder, edit):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    edit(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("read", [read_checkpoint, layout])
+def test_an_index_and_shards_that_disagree_are_named(sharded, read):
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    edit_index(sharded, lambda places: places.update(ghost=first))
+    with pytest.raises(ValueError, match=f"its index places ghost in {first}, which does not hold it"):
+        read(sharded)
+    edit_index(sharded, lambda places: (places.pop("ghost"), places.pop("layer1")))
+    with pytest.raises(ValueError, match=f"{first} holds layer1, which its index does not place there"):
+        read(sharded)
+    edit_index(sharded, lambda places: (places.pop("layer0"), places))
+    with pytest.raises(ValueError, match=f"its index does not name the shard {first}"):
+        read(sharded)
+    (sharded / second).unlink()
+    with pytest.raises(FileNotFoundError, match=f"its index names {second}, which is not there"):
+        read(sharded)
+    for broken in ("{", "[]", '{"metadata": {}}'):
+        (sharded / "model.safetensors.index.json").write_text(broken)
+        with pytest.raises(ValueError, match="not an index of shards"):
+            read(sharded)
+
+
+@pytest.mark.parametrize("edit", [lambda data: data[:-1], lambda data: data + b"x", lambda data: data[:5]])
+def test_a_shard_of_the_wrong_size_is_named(sharded, edit):
+    path = sharded / "model-00002-of-00002.safetensors"
+    path.write_bytes(edit(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors: truncated, or not"):
+        read_checkpoint(sharded)
+
+
+def family(dtype=torch.float32):
+    shapes = {"embed": (30, 8), "up": (12, 8), "bias": (12,), "scale": ()}
+    base = {name: draw(*shape, seed=i).to(dtype) for i, (name, shape) in enumerate(shapes.items())}
+    experts = {
+        f"task{t}": {n: (v.float() + 0.1 * draw(*v.shape, seed=10 * t + len(n))).to(dtype) for n, v in base.items()}
+        for t in range(1, 4)
+    }
+    positions = {"positions": torch.arange(5)}
+    return base | positions, {task: state | {"positions": torch.arange(5) + 9} for task, state in experts.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_size_of_pieces_changes_nothing_and_integers_are_the_base(monkeypatch, method, dtype):
+    base, experts = family(dtype)
+    whole = dict(METHODS[method](base, experts).shared)
+    for module in (state_dict, dare, ties):
+        monkeypatch.setattr(module, "PIECE", 7)
+    pieces = dict(METHODS[method](base, experts).shared)
+    for name, tensor in whole.items():
+        assert tensor.dtype == base[name].dtype
+        torch.testing.assert_close(pieces[name], tensor, atol=1e-6, rtol=0)
+    assert torch.equal(pieces["positions"], base["positions"])
+
+
+def test_dare_draws_the_masks_of_bernoulli():
+    base, experts = family()
+    merged = dare.merge(base, experts, density=0.3, scaling=0.5, seed=4).shared
+    for name in ("embed", "bias"):
+        deltas = [
+            dense(bernoulli(expert[name] - base[name], 0.3, generator(4, task, name)))
+            for task, expert in experts.items()
+        ]
+        torch.testing.assert_close(merged[name], base[name] + 0.5 * sum(deltas), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("density", [0.001, 0.05, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("kind", ["normal", "misleading", "zeros", "equal", "few values"])
+def test_the_threshold_is_exact_whatever_the_sample_says(monkeypatch, kind, density):
+    monkeypatch.setattr(ties, "SAMPLE", 50)
+    monkeypatch.setattr(ties, "PIECE", 1000)
+    values = draw(10_000)
+    if kind == "misleading":
+        values[:: 10_000 // 50 | 1] *= 1e6  # exactly what the sample looks at
+    elif kind == "zeros":
+        values[1000:] = 0.0
+    elif kind == "equal":
+        values = torch.full_like(values, -0.5)
+    elif kind == "few values":
+        values = values.sign() * values.abs().round()
+    expected = values.abs().sort(descending=True).values[max(1, round(density * len(values))) - 1]
+    parts = {"a": values[:3000], "b": values[3000:3001], "c": values[3001:].view(-1, 1)}
+    assert ties.kept_above(parts, density) == expected
+    origin = {name: torch.ones_like(part) for name, part in parts.items()}
+    shifted = {name: part + 1 for name, part in parts.items()}
+    rounded = torch.cat([(shifted[name] - origin[name]).abs().flatten() for name in parts]).sort(descending=True)
+    assert ties.kept_above(shifted, density, origin) == rounded.values[max(1, round(density * len(values))) - 1]

@@ -1,0 +1,165 @@
+"""LoRA adapters as experts: "Low-Rank Adaptation of Large Language Models", Hu et al., arXiv 2106.09685.
+
+``expert = base + scale * B @ A`` for every adapted matrix, with scale = lora_alpha / r (lora_alpha / sqrt(r) for
+rsLoRA, arXiv 2312.03732). The difference is formed whole, tensor by tensor, so experts may differ in rank and in what
+they adapt; A and B of several experts are never merged on their own, which would mix their tasks.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twinbench.state_dict import StateDict, listed, open_safetensors
+
+PREFIX = "base_model.model."
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
+UNSUPPORTED = (
+    *("use_dora", "lora_bias", "use_qalora", "layer_replication", "target_parameters", "trainable_token_indices"),
+    *("alora_invocation_tokens", "arrow_config", "use_bdlora", "velora_config"),
+)  # settings that change what B and A mean
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initializations after which the base is another one
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is added to one weight: ``scale * B @ A``, transposed where the weight is stored as (in, out).
+
+    Attributes:
+        a, b: keys of A (r, in) and B (out, r) in the adapter's file.
+    """
+
+    a: str
+    b: str
+    scale: float
+    transposed: bool
+
+
+def read_adapter(folder: Path, base: Mapping[str, Tensor]) -> StateDict:
+    """Open a PEFT LoRA adapter (``adapter_config.json``, ``adapter_model.safetensors``) as an expert of ``base``.
+
+    A tensor is formed when it is asked for, in float32, and has the base's dtype. Tensors that the adapter saves in
+    full (``modules_to_save``, biases) replace the base's; those that the base does not have, such as a head, come after
+    the base's names.
+
+    Args:
+        base: under the names that the adapted model had.
+
+    Raises:
+        FileNotFoundError: a file of the adapter is missing.
+        ValueError: the adapter is no LoRA, has features beyond the above, or does not fit the base.
+    """
+    config, path = _config(folder), folder / "adapter_model.safetensors"
+    if not path.exists():
+        if (folder / "adapter_model.bin").exists():
+            raise ValueError(f"{folder}: only pickled weights (adapter_model.bin), which can run code when read")
+        raise FileNotFoundError(f"{folder}: no adapter_model.safetensors")
+    file = open_safetensors(path)
+    deltas, full = _contents(file.keys(), config, folder)
+    _check_fit(file, deltas, full, base, config, folder)
+
+    def tensor(name: str) -> Tensor:
+        origin = file.get_tensor(full[name]) if name in full else base[name]
+        origin = origin.to(base[name].dtype) if name in base else origin
+        if name not in deltas:
+            return origin
+        delta = deltas[name]
+        b, a = file.get_tensor(delta.b).float(), file.get_tensor(delta.a).float()
+        factors = (a.T, b.T) if delta.transposed else (b, a)
+        return torch.addmm(origin.float(), *factors, alpha=delta.scale).to(origin.dtype)
+
+    return StateDict([*base, *(name for name in full if name not in base)], tensor)
+
+
+def _config(folder: Path) -> dict:
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder}: no adapter_config.json")
+    try:
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+        config["r"], config["lora_alpha"] = int(config["r"]), float(config["lora_alpha"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not the configuration of a LoRA adapter ({error!r})") from error
+    found = [f"{name}={config[name]!r}" for name in UNSUPPORTED if config.get(name)]
+    if config.get("peft_type", "LORA") != "LORA":
+        found.insert(0, f"peft_type={config['peft_type']!r}")
+    if str(config.get("init_lora_weights")).lower().startswith(CHANGES_BASE):
+        found.append(f"init_lora_weights={config['init_lora_weights']!r}, which changes the base")
+    if found:
+        raise ValueError(f"{path}: not supported: {', '.join(found)}; plain LoRA is")
+    return config
+
+
+def _contents(keys: list[str], config: Mapping, folder: Path) -> tuple[dict[str, Delta], dict[str, str]]:
+    """Per weight what is added to it; per tensor saved in full, its key. Names are the base's."""
+    factors, full = {}, {}
+    for key in keys:
+        match = FACTOR.fullmatch(key.removeprefix(PREFIX))
+        if match:
+            factors.setdefault((match["module"], bool(match["embedding"])), {})[match["factor"]] = key
+        else:
+            full[key.removeprefix(PREFIX).replace(".base_layer.", ".")] = key
+    unknown = [key for name, key in full.items() if ".lora_" in name or not key.startswith(PREFIX)]
+    halves = [module for (module, _), pair in factors.items() if len(pair) < 2]
+    if unknown or halves:
+        what = f"lora_A or lora_B missing for {listed(halves)}" if halves else f"not supported: {listed(unknown)}"
+        raise ValueError(f"{folder}: {what}")
+    deltas = {}
+    for (module, embedding), pair in factors.items():
+        transposed = embedding or bool(config.get("fan_in_fan_out"))
+        deltas[f"{module}.weight"] = Delta(pair["A"], pair["B"], _scale(module, config), transposed)
+    return deltas, full
+
+
+def _rank(module: str, config: Mapping) -> int:
+    return int(_by_pattern(module, config.get("rank_pattern"), config["r"]))
+
+
+def _scale(module: str, config: Mapping) -> float:
+    rank = _rank(module, config)
+    alpha = float(_by_pattern(module, config.get("alpha_pattern"), config["lora_alpha"]))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _by_pattern(module: str, patterns: Mapping | None, default: float) -> float:
+    """The value of the first pattern that matches the end of a module's name, from a dot on."""
+    found = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(found, default)
+
+
+def _check_fit(
+    file,
+    deltas: Mapping[str, Delta],
+    full: Mapping[str, str],
+    base: Mapping[str, Tensor],
+    config: Mapping,
+    folder: Path,
+) -> None:
+    shape = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+    saved = [f".{module}." for module in config.get("modules_to_save") or ()]
+    absent = [name for name in deltas if name not in base]
+    absent += [name for name in full if name not in base and not any(module in f".{name}" for module in saved)]
+    if absent:
+        raise ValueError(f"{folder} does not fit the base, which lacks {listed(absent)}")
+    wrong = []
+    for name, delta in deltas.items():
+        a, b, wanted = shape[delta.a], shape[delta.b], tuple(base[name].shape)
+        rank = _rank(name.removesuffix(".weight"), config)
+        if len(wanted) != 2 or len(a) != 2 or len(b) != 2:
+            wrong.append(f"{name} is no matrix: base {list(wanted)}, A {list(a)}, B {list(b)}")
+        elif (b[0], a[1]) != (wanted[::-1] if delta.transposed else wanted):
+            wrong.append(f"{name} is {list(wanted)}, A {list(a)} and B {list(b)} do not fit it")
+        elif (a[0], b[1]) != (rank, rank):
+            wrong.append(f"{name} has A {list(a)} and B {list(b)}, adapter_config.json says rank {rank}")
+    wrong += [
+        f"{name} is {list(base[name].shape)}, the adapter's {list(shape[key])}"
+        for name, key in full.items()
+        if name in base and tuple(base[name].shape) != shape[key]
+    ]
+    if wrong:
+        raise ValueError(f"{folder} does not fit the base: {listed(wrong, '; ')}")
