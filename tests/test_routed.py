@@ -3,11 +3,14 @@
 import pytest
 import torch
 from conftest import CLASSES, tokenizer
+from torch import nn
 from transformers import BertForSequenceClassification
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from baselines import task_arithmetic
 from twinbench import twin_merging
-from twinbench.compress import dense
+from twinbench.compress import LowRank, basis, dense
 from twinbench.merged import Merged, materialize
 from twinbench.routed import attach
 from twinbench.state_dict import read_checkpoint
@@ -55,7 +58,7 @@ def per_sample_dense(model, batch, merged: Merged, weights):
 @torch.inference_mode()
 def test_mixed_batch_equals_per_sample_dense_merge(family, parts, compression, rank_ratio, density):
     base, experts, shared = parts
-    settings = {"compression": compression, "rank_ratio": rank_ratio, "density": density, "seed": 0}
+    settings = {"compression": compression, "rank_ratio": rank_ratio, "density": density, "seed": 0, "basis": basis}
     merged = materialize(twin_merging.merge(base, experts, shared=shared, **settings))
     model, batch = model_and_batch(family)
     expected = per_sample_dense(model, batch, merged, WEIGHTS)
@@ -74,7 +77,7 @@ def test_experts_of_different_kinds_and_ranks_share_a_batch(family, parts):
     base, experts, shared = parts
 
     def exclusive(task, **settings):
-        settings = {"rank_ratio": None, "density": None, "seed": 0} | settings
+        settings = {"rank_ratio": None, "density": None, "seed": 0, "basis": basis} | settings
         return twin_merging.merge(base, {task: experts[task]}, shared=shared, **settings).exclusive[task]
 
     mixed = {
@@ -91,11 +94,198 @@ def test_experts_of_different_kinds_and_ranks_share_a_batch(family, parts):
         torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
 
 
-def test_a_part_of_an_unknown_module_is_refused():
-    convolution = torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1))
+NEAR_ONE_HOT = torch.tensor(
+    [[0.9995, 0.0003, 0.0002], [0.0001, 0.9998, 0.0001], [0.6, 0.3996, 0.0004], [0.0005, 0, 0.9995], [0.9999, 1e-4, 0]]
+)
+
+
+@torch.inference_mode()
+def test_a_tolerance_drops_what_is_below_it_and_nothing_else(family, parts):
+    base, experts, shared = parts
+    settings = {"compression": "svd", "rank_ratio": 0.5, "density": None, "seed": 0, "basis": basis}
+    exclusive = materialize(twin_merging.merge(base, experts, shared=shared, **settings)).exclusive
+    matrices = {t: {n: p for n, p in found.items() if "LayerNorm" not in n} for t, found in exclusive.items()}
+    model, batch = model_and_batch(family)
+    model.bert.load_state_dict(shared)
+
+    def logits(weights, tolerance):
+        with attach(model.bert, matrices, tolerance) as routes:
+            routes.weights = weights
+            return model(**batch).logits
+
+    dropped = logits(NEAR_ONE_HOT, 1e-3)
+    torch.testing.assert_close(dropped, logits(NEAR_ONE_HOT * (NEAR_ONE_HOT > 1e-3), 0.0), atol=1e-6, rtol=0)
+    assert 0 < (dropped - logits(NEAR_ONE_HOT, 0.0)).abs().max() < 1e-3
+    torch.testing.assert_close(logits(WEIGHTS, 1e-3), logits(WEIGHTS, 0.0), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_take_each_weight_once_and_leave_out_no_more_than_the_bound(seed):
+    generator = torch.Generator().manual_seed(seed)
+    weights = (6 * torch.randn(12, 5, generator=generator)).softmax(1)
+    tolerance = 0.02
+    with attach(nn.Linear(3, 2), {t: {} for t in range(5)}, tolerance) as routes:
+        routes.weights = weights
+        taken = torch.zeros(weights.shape)
+        for samples, experts in routes.blocks:
+            taken[samples, experts] += 1
+        assert taken.max() == 1
+        assert (weights * (1 - taken)).max() <= tolerance
+        assert (weights * (1 - taken)).sum(1).max() <= 5 * tolerance
+        routes.weights = torch.eye(5).repeat_interleave(3, 0)
+        assert len(routes.blocks) == 5, "a sorted one-hot batch costs each expert's products once"
+        routes.weights = torch.full((12, 5), 0.2)
+        assert routes.blocks == [(slice(0, 12), slice(0, 5))]
+
+
+class Net(nn.Module):
+    """All kinds of layers that take parts."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.embed, self.up, self.norm, self.down = nn.Embedding(9, 8), nn.Linear(8, 8), norm, nn.Linear(8, 3, False)
+
+    def forward(self, ids):
+        return self.down(self.norm(self.up(self.embed(ids)).relu()))
+
+
+def net_and_parts(norm: nn.Module, dtype=torch.float32):
+    torch.manual_seed(0)
+    net = Net(norm).eval().requires_grad_(False)
+    exclusive = {}
+    for rank in (2, 3):
+        exclusive[str(rank)] = {
+            name: LowRank(0.5 * torch.randn(p.shape[0], rank), 0.5 * torch.randn(rank, p.shape[1]))
+            if p.dim() == 2
+            else torch.randn(p.shape)
+            for name, p in net.named_parameters()
+        }
+    return net.to(dtype), exclusive, torch.randint(9, (4, 6))
+
+
+def alone(net, exclusive, weights, ids):
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    rows = []
+    for route, row in zip(weights.tolist(), ids, strict=True):
+        net.load_state_dict(
+            {
+                name: tensor + sum(w * dense(parts[name]) for w, parts in zip(route, exclusive.values(), strict=True))
+                for name, tensor in state.items()
+            }
+        )
+        rows.append(net(row[None]))
+    net.load_state_dict(state)
+    return torch.cat(rows)
+
+
+TWO = torch.tensor([[1, 0], [0.3, 0.7], [0, 1], [0.9, 0.1]])
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [lambda: nn.LayerNorm(8), lambda: nn.RMSNorm(8), lambda: LlamaRMSNorm(8, eps=1e-3), lambda: GemmaRMSNorm(8)],
+    ids=["LayerNorm", "RMSNorm", "LlamaRMSNorm", "GemmaRMSNorm"],
+)
+@pytest.mark.parametrize("tolerance", [0.0, 1e-6])
+def test_norm_layers(norm, tolerance):
+    net, exclusive, ids = net_and_parts(norm())
+    expected = alone(net, exclusive, TWO, ids)
+    with attach(net, exclusive, tolerance) as routes:
+        routes.weights = TWO
+        torch.testing.assert_close(net(ids), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_position_ids_given_once_serve_a_batch_that_repeats_its_samples(family, parts):
+    base, experts, shared = parts
+    settings = {"compression": "svd", "rank_ratio": 0.5, "density": None, "seed": 0, "basis": basis}
+    exclusive = materialize(twin_merging.merge(base, experts, shared=shared, **settings)).exclusive
+    model, batch = model_and_batch(family)
+    model.bert.load_state_dict(shared)
+    positions = torch.arange(batch["input_ids"].shape[1])[None]
+    with attach(model.bert, exclusive) as routes:
+        routes.weights = WEIGHTS
+        once = model(**batch).logits
+        repeated = {key: value.repeat_interleave(2, 0) for key, value in batch.items()}
+        twice = model(**repeated, position_ids=positions).logits
+    torch.testing.assert_close(twice, once.repeat_interleave(2, 0))
+
+
+def test_a_batch_may_repeat_its_samples_but_must_fit_them():
+    net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
+    with attach(net, exclusive) as routes:
+        routes.weights = TWO
+        once = net(ids)
+        torch.testing.assert_close(net(ids.repeat_interleave(3, 0)), once.repeat_interleave(3, 0))
+        for rows in (1, 3, 6):
+            with pytest.raises(ValueError, match=rf"embed sees a batch of {rows}.* 4 samples"):
+                net(ids.repeat(2, 1)[:rows])
+        with pytest.raises(ValueError, match=r"2 experts"):
+            routes.weights = torch.ones(4, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_single(dtype):
+    net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
+    expected = alone(net, exclusive, TWO, ids)
+    net, exclusive, ids = net_and_parts(nn.LayerNorm(8), dtype)
+    with attach(net, exclusive) as routes:
+        routes.weights = TWO
+        got = net(ids)
+    assert got.dtype == dtype
+    assert (got.float() - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_autocast_stays_near_single_and_gradients_pass():
+    net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
+    expected = alone(net, exclusive, TWO, ids)
+    net.requires_grad_(True)
+    with attach(net, exclusive) as routes:
+        routes.weights = TWO
+        with torch.autocast("cpu", torch.bfloat16):
+            got = net(ids)
+        assert got.dtype == torch.bfloat16
+        assert (got.float() - expected).abs().max() < 0.03 * expected.abs().max()
+        net(ids).sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())
+
+
+class Scaled(nn.Embedding):
+    def forward(self, ids):
+        return 2 * super().forward(ids)
+
+
+class GatedRMSNorm(LlamaRMSNorm):
+    def forward(self, x, gate):
+        return super().forward(x) * gate
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [(nn.Conv1d(2, 2, 1), (2, 2, 1)), (Scaled(3, 2), (3, 2)), (GatedRMSNorm(2), (2,))],
+    ids=["Conv1d", "Scaled", "GatedRMSNorm"],
+)
+def test_a_part_of_an_unknown_module_is_refused(module, shape):
+    model = nn.Sequential(module)
     with (
-        pytest.raises(ValueError, match="Conv1d"),
-        attach(convolution, {"t": {"0.weight": torch.ones(2, 2, 1)}}),
+        pytest.raises(ValueError, match=type(module).__name__),
+        attach(model, {"t": {"0.weight": torch.ones(shape)}}),
     ):
         pass
-    assert not convolution[0]._forward_hooks
+    assert not module._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("parts", "tolerance", "match"),
+    [({"1.weight": torch.ones(2, 2)}, 0.0, "1.weight of t"), ({}, -0.1, "tolerance"), ({}, 1.0, "tolerance")],
+)
+def test_parts_without_a_parameter_and_tolerances_out_of_range_are_refused(parts, tolerance, match):
+    with pytest.raises(ValueError, match=match), attach(nn.Sequential(nn.Linear(2, 2)), {"t": parts}, tolerance):
+        pass
+
+
+def test_a_relative_attention_bias_is_refused():
+    model = nn.ModuleDict({"relative_attention_bias": nn.Embedding(4, 2)})
+    parts = {"t": {"relative_attention_bias.weight": torch.ones(4, 2)}}
+    with pytest.raises(ValueError, match="pairs of positions"), attach(model, parts):
+        pass

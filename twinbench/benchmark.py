@@ -4,24 +4,22 @@ The jobs of a sweep run in one process and share what is expensive through small
 pass over a test split. Each is keyed by all that it depends on, so a shared number is the number.
 """
 
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from twinbench import inference
+from twinbench import inference, provenance
 from twinbench.memory import peak_memory
 from twinbench.merged import Merged, exclusive_bytes, materialize, shared_bytes, stored_bytes, with_route
 from twinbench.metrics import score
 from twinbench.routed import attach
-from twinbench.router import Mlp, Oracle, Router, fit
+from twinbench.router import Mlp, Oracle, Router, fit, grouped
 from twinbench.state_dict import StateDict
 from twinbench.suite import Suite, backbone, classifier
 
@@ -64,7 +62,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Routing:
-    """A learned router, its weights (n, experts) for each task's test rows, its seconds per task and its stored bytes."""
+    """A learned router, its weights (n, experts) for each task's test rows, its seconds per task, its stored bytes."""
 
     router: Router
     weights: Mapping[str, Tensor]
@@ -181,7 +179,10 @@ def _routing(suite: Suite, shared: Method, setting: Setting) -> Routing:
     for task in suite.tasks:
         rows, before = _features(suite, shared, setting, task, "test")
         start = time.perf_counter()
-        weights[task] = router(rows.to(module.device)).cpu()
+        rows = rows.to(module.device)
+        weights[task] = router(rows).cpu()
+        if setting.router.groups is not None:
+            weights[task] = grouped(weights[task], router.logits(rows).cpu(), setting.router.groups, setting.seed)
         seconds[task] = before + time.perf_counter() - start
     return Routing(router, weights, seconds, stored_bytes(router.state_dict()))
 
@@ -298,9 +299,4 @@ def _scores(suite: Suite, task: str, frame: pd.DataFrame) -> list[dict]:
 
 
 def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else provenance.machine()

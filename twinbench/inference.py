@@ -52,11 +52,13 @@ def forward(
         with tqdm(total=len(rows), desc=f"{task} {split}", unit="row", leave=False) as bar:
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
+                if routes is not None:  # neighbours with one route share their matrix products
+                    chosen.sort(key=lambda at: int(weights[at].argmax()))
                 batch = suite.tokenizer.pad([encodings[rows[at]] for at in chosen], return_tensors="pt").to(
                     model.device
                 )
                 if routes is not None:
-                    routes.weights = weights[chosen].to(model.device)
+                    routes.weights = weights[chosen]
                 out = model(**batch).logits.float().cpu()
                 mask = batch["attention_mask"][..., None]
                 means = ((hidden.pop().float() * mask).sum(1) / mask.sum(1)).cpu()

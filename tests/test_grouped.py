@@ -1,0 +1,81 @@
+"""The paper's group-wise routes: near rows share the mean of their weights, and no row changes its expert."""
+
+import pytest
+import torch
+from conftest import CLASSES
+from test_suite import opened
+
+from twinbench import benchmark, twin_merging
+from twinbench.compress import basis
+from twinbench.router import Mlp, grouped
+
+RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 3, "batch_size": 16, "top_k": None}
+
+
+def drawn(rows: int, experts: int = 4) -> torch.Tensor:
+    return 3 * torch.randn(rows, experts, generator=torch.Generator().manual_seed(rows))
+
+
+@pytest.mark.parametrize("groups", [1, 3, 20])
+def test_rows_of_a_group_share_the_mean_of_their_weights(groups):
+    logits = drawn(200)
+    weights = logits.softmax(1)
+    shared = grouped(weights, logits, groups, seed=0)
+    torch.testing.assert_close(shared.sum(1), torch.ones(200))
+    assert torch.equal(shared.argmax(1), weights.argmax(1))
+    for route in shared.unique(dim=0):
+        members = (shared == route).all(1)
+        torch.testing.assert_close(weights[members].mean(0), route)
+    for expert in range(4):
+        assert 1 <= len(shared[weights.argmax(1) == expert].unique(dim=0)) <= groups
+
+
+def test_more_groups_stay_nearer_and_as_many_as_rows_change_nothing():
+    logits = drawn(120)
+    weights = logits.softmax(1)
+    moved = [(grouped(weights, logits, groups, seed=0) - weights).abs().sum().item() for groups in (1, 5, 20)]
+    assert moved[0] > moved[1] > moved[2] > 0
+    assert torch.equal(grouped(weights, logits, 120, seed=0), weights)
+
+
+def test_repeats_itself_and_takes_equal_rows():
+    logits = drawn(150)
+    first, again = (grouped(logits.softmax(1), logits, 4, seed=1) for _ in range(2))
+    assert torch.equal(first, again)
+    equal = drawn(2).repeat(50, 1)  # both rows in one bin
+    assert torch.equal(grouped(equal.softmax(1), equal, 2, seed=0).unique(dim=0), equal.softmax(1).unique(dim=0))
+
+
+def test_groups_must_be_positive():
+    with pytest.raises(ValueError, match=r"router\.groups"):
+        Mlp(**RECIPE, groups=0)
+
+
+def test_a_grouped_router_gives_a_split_few_routes(family):
+    suite = opened(family)
+    static = benchmark.Method("average", lambda base, experts: benchmark.Merged(base), None, None)
+    routes = {}
+    for groups in (None, 1):
+        setting = benchmark.Setting(False, Mlp(**RECIPE, groups=groups), 0, "cpu", 8)
+        routes[groups] = benchmark._routing(suite, static, setting).weights
+    for task in CLASSES:
+        experts = routes[None][task].argmax(1)
+        assert len(routes[None][task].unique(dim=0)) > len(CLASSES)
+        assert torch.equal(routes[1][task].argmax(1), experts)
+        assert len(routes[1][task].unique(dim=0)) == len(experts.unique())
+
+
+def test_a_grouped_run_scores_every_task(family):
+    suite = opened(family)
+    static = benchmark.Method("base", lambda base, experts: benchmark.Merged(base), None, None)
+    twin = benchmark.Method(
+        "twin",
+        lambda base, experts, shared: twin_merging.merge(
+            base, experts, shared=shared, compression="svd", rank_ratio=0.2, density=None, seed=0, basis=basis
+        ),
+        "router",
+        static,
+    )
+    rows, predictions = benchmark.run(suite, twin, Mlp(**RECIPE, groups=2), "strict", 0, "cpu", 8)
+    assert {row["task"] for row in rows if row["primary"]} == set(CLASSES)
+    assert len(predictions) == 10 * len(CLASSES)
