@@ -46,6 +46,8 @@ def run(cfg: DictConfig) -> str:
     choices = HydraConfig.get().runtime.choices
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
     job = plan.job(config, names)
+    if config["export"]:
+        plan.check_export(job, Path(config["export"]))
     results_dir = Path(config["results_dir"])
     done = any(row["run_id"] == job.run_id and row["status"] == "ok" for row in records.read(results_dir))
     if config["plan"]:
@@ -53,9 +55,18 @@ def run(cfg: DictConfig) -> str:
         return "done" if done else "planned"
     if done and not config["force"]:
         print(f"skipped {job.run_id}  {job.label}: it has a record (force=true runs it again)", flush=True)
-        return "skipped"
-    print(f"running {job.run_id}  {job.label}", flush=True)
-    identity = describe(job, choices["experiment"])
+        status = "skipped"
+    else:
+        print(f"running {job.run_id}  {job.label}", flush=True)
+        status = record(cfg, config, job, names, describe(job, choices["experiment"]))
+    if config["export"] and status != "failed":
+        publish(cfg, config, job, names)
+    return status
+
+
+def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str], identity: Mapping) -> str:
+    """Measure one configuration and write down what came of it; say whether it went well (ok, failed)."""
+    results_dir = Path(config["results_dir"])
     try:
         rows, predictions = measure(cfg, config, job, names)
     except Exception as error:  # whatever went wrong with one configuration is its record, and the sweep goes on
@@ -84,7 +95,23 @@ def track(rows: list[dict], config: Mapping, results_dir: Path) -> None:
 
 
 def measure(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]):
-    """Instantiate the leaves of the configuration and benchmark them; the first line here that imports torch."""
+    """Benchmark the configuration; the first line here that imports torch."""
+    from twinbench import benchmark
+
+    return benchmark.run(*prepare(cfg, config, job, names))
+
+
+def publish(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]) -> None:
+    """Export what was measured as a folder for plain transformers and PEFT."""
+    from twinbench import export
+
+    folder, rows = Path(config["export"]), records.read(Path(config["results_dir"]))
+    export.export(folder, job, plan.origins(config["suite"]), rows, *prepare(cfg, config, job, names))
+    print(f"exported {job.run_id}  to {folder}", flush=True)
+
+
+def prepare(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]) -> tuple:
+    """Instantiate the leaves of the configuration: the arguments of `benchmark.run`."""
     from transformers.utils import logging
 
     from twinbench import benchmark
@@ -95,16 +122,19 @@ def measure(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
     benchmark.validate(list(config["suite"]["tasks"]), method, router, job.protocol)
     device = pick_device(config["device"])
     suite = open_suite(json.dumps(config["suite"]), device)
-    return benchmark.run(suite, method, router, job.protocol, config["seed"], device, config["batch_size"])
+    return suite, method, router, job.protocol, config["seed"], device, config["batch_size"]
 
 
 def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], group: str = "method"):
     """The method of a config group with its hyperparameters bound, and its shared expert's method if it has one."""
     from twinbench.benchmark import Method
+    from twinbench.factors import remembered_basis
 
     signature = plan.signature(config[group]["_target_"])
     bound = {"seed": config["seed"]} if "seed" in signature.arguments else {}
-    merge = functools.partial(instantiate(cfg[group]), **bound)
+    remembered = {"basis": remembered_basis(assets.cache_dir() / "factors", pick_device(config["device"]))}
+    prepared = bound | (remembered if "basis" in signature.arguments else {})
+    merge = functools.partial(instantiate(cfg[group]), **prepared)
     shared = make_method(cfg, config, names, "shared") if "shared" in signature.arguments else None
     values = plan.hyperparameters(config[group]) | bound | ({"shared": shared.identity} if shared else {})
     return Method(f"{names[group]} {json.dumps(values, sort_keys=True)}", merge, signature.route, shared)
@@ -123,7 +153,7 @@ def open_suite(suite_json: str, device: str):
         rest = {key: value for key, value in spec.items() if key not in ("sources", "data")}
         tasks[name] = task.load_task(instantiate(spec["data"]), sources, name=name, **rest)
     if config["checkpoints"] is not None:
-        folders = {name: assets.fetch(source) for name, source in config["checkpoints"].items()}
+        folders = {name: assets.fetch(config["checkpoints"][name]) for name in tasks}
     else:
         recipe = experts.Recipe(**config["finetune"] | {"freeze": tuple(config["finetune"]["freeze"])})
         folders = {}

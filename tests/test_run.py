@@ -139,6 +139,16 @@ def test_other_data_is_another_suite(bench, family, tmp_path):
     assert len({row["suite_id"] for row in records.read(bench.results)}) == 2
 
 
+def test_the_order_of_checkpoints_is_that_of_the_tasks(bench, family, tmp_path):
+    assert bench("method=twin_merging", "router=oracle") == "ok"
+    first = primary(bench.results)
+    backwards = {task: {"path": str(family / "experts" / task)} for task in reversed(CLASSES)}
+    write_suite(family, tmp_path / "conf", checkpoints=backwards)
+    there = f"results_dir={tmp_path / 'other'}"
+    assert bench("method=twin_merging", "router=oracle", there, conf=tmp_path / "conf") == "ok"
+    assert primary(tmp_path / "other") == first
+
+
 def test_batch_size_does_not_change_scores(bench, tmp_path):
     assert bench("method=twin_merging") == "ok"
     first = primary(bench.results)
