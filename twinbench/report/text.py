@@ -31,7 +31,8 @@ CAPTIONS = {
 PROTOCOLS = {
     "strict": "Everything but the task's classification head is merged; the head is the gold task's.",
     "paper": "As the official Twin-Merging code: biases and heads stay the gold task's own.",
-    "blind": "No task id anywhere: the router also picks the head.",
+    "blind": "No task id anywhere: the router also picks the head. A row sent to another task's head is wrong; "
+    "in a regression it counts as the mean training label.",
 }
 READING = (
     "A normalized score is a method's score divided by that of `individual`, the task's own fine-tuned expert, under "
