@@ -132,9 +132,10 @@ def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], grou
 
     signature = plan.signature(config[group]["_target_"])
     bound = {"seed": config["seed"]} if "seed" in signature.arguments else {}
-    remembered = {"basis": remembered_basis(assets.cache_dir() / "factors", pick_device(config["device"]))}
-    prepared = bound | (remembered if "basis" in signature.arguments else {})
-    merge = functools.partial(instantiate(cfg[group]), **prepared)
+    merge = functools.partial(instantiate(cfg[group]), **bound)
+    if "basis" in signature.arguments:
+        basis = remembered_basis(assets.cache_dir() / "factors", pick_device(config["device"]))
+        merge = functools.partial(merge, basis=basis)
     shared = make_method(cfg, config, names, "shared") if "shared" in signature.arguments else None
     values = plan.hyperparameters(config[group]) | bound | ({"shared": shared.identity} if shared else {})
     return Method(f"{names[group]} {json.dumps(values, sort_keys=True)}", merge, signature.route, shared)
