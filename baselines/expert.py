@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from twinbench.merged import Merged
+from twinbench.state_dict import StateDict
 
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, task: str) -> Merged:
@@ -23,4 +24,5 @@ def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
         near = difflib.get_close_matches(task, experts, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown task {task!r}{hint} Known: {', '.join(experts)}.")
-    return Merged(experts[task])
+    expert = experts[task]  # a LoRA expert is float32 beside a base of fewer digits
+    return Merged(StateDict(base, lambda name: expert[name].to(base[name].dtype)))

@@ -43,6 +43,59 @@ def test_experts_come_under_the_names_of_the_base(family):
         assert set(suite.heads[task]) == {"classifier.weight", "classifier.bias"}
 
 
+def adapt(root, task) -> torch.nn.Module:
+    """Replace a task's expert by a LoRA adapter with another rank than the next task's; give the model it makes."""
+    import peft
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    position, classes = list(CLASSES).index(task), CLASSES[task]
+    set_seed(position)
+    labels = len(classes) if classes else 1
+    model = AutoModelForSequenceClassification.from_pretrained(root / "base", num_labels=labels)
+    targets = [["query", "value"], ["key", "dense", "word_embeddings"], ["query"]][position]
+    config = peft.LoraConfig(
+        "SEQ_CLS", r=2 + position, lora_alpha=8, target_modules=targets, exclude_modules=["pooler.dense"]
+    )
+    model = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    folder = root / "experts" / task
+    shutil.rmtree(folder)
+    model.save_pretrained(folder)
+    return model.merge_and_unload().eval()
+
+
+def test_adapters_of_different_rank_and_targets_are_experts_beside_whole_checkpoints(copy):
+    merged = {task: adapt(copy, task) for task in ("letters", "colours")}
+    suite = opened(copy)
+    for task, model in merged.items():
+        wanted = model.bert.state_dict()
+        assert suite.experts[task].keys() == suite.base.keys()
+        for name in suite.base:
+            torch.testing.assert_close(suite.experts[task][name], wanted[name], rtol=0, atol=1e-6)
+        assert any(not torch.equal(suite.base[name], wanted[name]) for name in suite.base)
+        for name in ("classifier.weight", "classifier.bias"):
+            assert torch.equal(suite.heads[task][name], model.state_dict()[name])
+
+
+def test_an_adapter_of_another_base_is_refused(copy):
+    adapt(copy, "letters")
+    path = copy / "experts" / "letters" / "adapter_model.safetensors"
+    save_file({name.replace("layer.1", "layer.7"): t for name, t in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=r"does not fit the base, which lacks bert\.encoder\.layer\.7"):
+        opened(copy)
+
+
+def test_an_adapter_without_a_head_is_refused(copy):
+    adapt(copy, "letters")
+    path = copy / "experts" / "letters" / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(path).items() if "classifier" not in name}, path)
+    with pytest.raises(ValueError, match="expert letters: task letters needs the head"):
+        opened(copy)
+
+
 def rename(state, old, new):
     return {new if name == old else name: tensor for name, tensor in state.items()}
 
@@ -125,6 +178,18 @@ def test_splits_are_disjoint_and_stable():
     pd.testing.assert_frame_equal(validation, again.splits["validation"])
     more = make_task("letters", frames, rows={"train": 30, "validation": 5, "test": 4})
     pd.testing.assert_frame_equal(more.splits["train"].iloc[:20], train)
+
+
+def test_further_splits_are_kept_beside_the_test_and_limited_as_it_is():
+    frames = {"train": frame("letters", 40, 0), "test": frame("letters", 9, 1), "elsewhere": frame("letters", 8, 2)}
+    assert len(make_task("letters", frames).splits["elsewhere"]) == 8
+    limited = make_task("letters", frames, rows={"train": 20, "validation": 5, "test": 3}).splits
+    assert {name: len(rows) for name, rows in limited.items()} == {
+        "train": 20,
+        "validation": 5,
+        "test": 3,
+        "elsewhere": 3,
+    }
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ class Delta:
 def read_adapter(folder: Path, base: Mapping[str, Tensor]) -> StateDict:
     """Open a PEFT LoRA adapter (``adapter_config.json``, ``adapter_model.safetensors``) as an expert of ``base``.
 
-    A tensor is formed when it is asked for, in float32, and has the base's dtype. Tensors that the adapter saves in
+    An adapted tensor is formed when it is asked for, and is float32 whatever the base is: beside weights in bfloat16,
+    whose last digit is larger than most differences, these would be rounded away before anything is merged. Others
+    have the base's dtype. Tensors that the adapter saves in
     full (``modules_to_save``, biases) replace the base's; those that the base does not have, such as a head, come after
     the base's names.
 
@@ -71,7 +73,7 @@ def read_adapter(folder: Path, base: Mapping[str, Tensor]) -> StateDict:
         delta = deltas[name]
         b, a = file.get_tensor(delta.b).float(), file.get_tensor(delta.a).float()
         factors = (a.T, b.T) if delta.transposed else (b, a)
-        return torch.addmm(origin.float(), *factors, alpha=delta.scale).to(origin.dtype)
+        return torch.addmm(origin.float(), *factors, alpha=delta.scale)
 
     return StateDict([*base, *(name for name in full if name not in base)], tensor)
 

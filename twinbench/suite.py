@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from twinbench.state_dict import SHOWN, StateDict, check_finite, check_same_layout, layout, read_checkpoint, renamed
+from twinbench.backbone import bare, check_vocabulary, open_expert
+from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
 from twinbench.task import Task
 
 
@@ -34,22 +35,27 @@ def open_suite(name: str, base_folder: Path, experts: Mapping[str, Path], tasks:
     """Open the checkpoints and check that they fit each other and their tasks.
 
     Args:
-        experts: per task, the Hugging Face folder of its fine-tuned sequence classifier.
+        experts: per task, the Hugging Face folder of its fine-tuned sequence classifier, or of a PEFT LoRA adapter
+            that makes one of the base and has the head among its ``modules_to_save``.
 
     Raises:
         ValueError: names, shapes, dtypes, vocabularies or numbers of classes differ, or weights are not finite.
     """
     skeleton = _skeleton(base_folder, 1)
     prefix, own = skeleton.base_model_prefix + ".", list(skeleton.base_model.state_dict())
-    base, reference = _open_backbone(base_folder, prefix, own, "base")
-    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    found = read_checkpoint(base_folder), layout(base_folder)
+    base, reference = bare(*found, prefix, own, f"base ({base_folder})")
+    check_finite(base, "base")
     weights, heads = {}, {}
     for task, folder in experts.items():
         who = f"expert {task}"
-        weights[task], found = _open_backbone(folder, prefix, own, who)
+        state, entries = open_expert(folder, base, reference, prefix)
+        weights[task], found = bare(state, entries, prefix, own, f"{who} ({folder})")
         check_same_layout(reference, found, who)
-        heads[task] = _open_head(folder, prefix, _skeleton(base_folder, outputs(tasks[task])), who, tasks[task])
-        _check_vocabulary(tokenizer.get_vocab(), folder, who)
+        check_finite(weights[task], who)
+        heads[task] = _head(state, entries, prefix, _skeleton(base_folder, outputs(tasks[task])), who, tasks[task])
+        check_vocabulary(base_folder, folder, who)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
     return Suite(name, base_folder, base, weights, heads, tasks, tokenizer)
 
 
@@ -83,37 +89,9 @@ def _skeleton(folder: Path, labels: int) -> nn.Module:
         return AutoModelForSequenceClassification.from_config(_config(folder, labels))
 
 
-def _open_backbone(folder: Path, prefix: str, own: list[str], who: str) -> tuple[StateDict, dict]:
-    """The backbone in a folder under the bare model's names, and its layout.
-
-    A bare model has it under these names, a model with a head under prefixed ones.
-    """
-    found = layout(folder)
-    prefixed = {name.removeprefix(prefix): name for name in found if name.startswith(prefix)}
-    names = prefixed or {name: name for name in own if name in found}
-    names.pop("embeddings.position_ids", None)  # a constant buffer that older checkpoints carry
-    missing = [name for name in own if name not in names]
-    if missing:
-        raise ValueError(f"{who} lacks {', '.join(missing[:SHOWN])} of the architecture in its config.json ({folder})")
-    state = renamed(read_checkpoint(folder), names)
-    check_finite(state, who)
-    return state, {new: found[old] for new, old in names.items()}
-
-
-def _open_head(folder: Path, prefix: str, skeleton: nn.Module, who: str, task: Task) -> StateDict:
-    found = {name: shape for name, (_, shape) in layout(folder).items() if not name.startswith(prefix)}
+def _head(state: StateDict, entries: Layout, prefix: str, skeleton: nn.Module, who: str, task: Task) -> StateDict:
+    found = {name: shape for name, (_, shape) in entries.items() if not name.startswith(prefix)}
     wanted = {n: tuple(t.shape) for n, t in skeleton.state_dict().items() if not n.startswith(prefix)}
     if found != wanted:
         raise ValueError(f"{who}: task {task.name} needs the head {wanted}, the checkpoint has {found}")
-    return StateDict(found, read_checkpoint(folder).__getitem__)
-
-
-def _check_vocabulary(vocabulary: Mapping[str, int], folder: Path, who: str) -> None:
-    """An expert's folder may come without a tokenizer; one that it has must be the base's."""
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        return
-    other = AutoTokenizer.from_pretrained(folder).get_vocab()
-    differing = [t for t in sorted(vocabulary.keys() | other.keys()) if vocabulary.get(t) != other.get(t)]
-    if differing:
-        shown = ", ".join(f"{t!r}: {other.get(t)} (base {vocabulary.get(t)})" for t in differing[:SHOWN])
-        raise ValueError(f"{who}: its tokenizer differs from the base's in {len(differing)} tokens: {shown}")
+    return StateDict(found, state.__getitem__)

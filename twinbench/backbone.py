@@ -1,0 +1,72 @@
+"""What is merged of a checkpoint: a whole model, or the bare one under the names that it has without a head."""
+
+import filecmp
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from twinbench.checkpoint import DTYPES
+from twinbench.lora import read_adapter
+from twinbench.state_dict import SHOWN, Layout, StateDict, layout, listed, read_checkpoint, renamed
+
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+
+
+def open_expert(folder: Path, base: StateDict, reference: Layout, prefix: str = "") -> tuple[StateDict, Layout]:
+    """Open a checkpoint, whole or made of the base by a LoRA adapter, and its layout.
+
+    Args:
+        reference: layout of ``base``.
+        prefix: what an adapted model puts before the base's names.
+    """
+    if not is_adapter(folder):
+        return read_checkpoint(folder), layout(folder)
+    state = read_adapter(folder, renamed(base, {prefix + name: name for name in base}))
+    entries = {prefix + name: entry for name, entry in reference.items()}
+    code = {dtype: code for code, dtype in DTYPES.items()}
+    added = {name: state[name] for name in state if name not in entries}
+    return state, entries | {name: (code[tensor.dtype], tuple(tensor.shape)) for name, tensor in added.items()}
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").exists()
+
+
+def bare(state: StateDict, entries: Layout, prefix: str, own: list[str], who: str) -> tuple[StateDict, Layout]:
+    """The backbone of a checkpoint under the bare model's names ``own``, and its layout.
+
+    A bare model has it under these names, a model with a head under prefixed ones.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    prefixed = {name.removeprefix(prefix): name for name in entries if name.startswith(prefix)}
+    names = prefixed or {name: name for name in own if name in entries}
+    names.pop("embeddings.position_ids", None)  # a constant buffer that older checkpoints carry
+    missing = [name for name in own if name not in names]
+    if missing:
+        raise ValueError(f"{who} lacks {listed(missing)} of the architecture in its config.json")
+    return renamed(state, names), {new: entries[old] for new, old in names.items()}
+
+
+def check_vocabulary(base: Path, folder: Path, who: str) -> None:
+    """Compare tokenizers; an expert's folder may come without one.
+
+    Raises:
+        ValueError: tokens differ; the first three that differ are named.
+    """
+    files = [name for name in VOCABULARIES if (folder / name).exists()]
+    if all((base / name).exists() and filecmp.cmp(base / name, folder / name, shallow=False) for name in files):
+        return
+    ours, theirs = _vocabulary(base), _vocabulary.__wrapped__(folder)
+    differing = [t for t in sorted(ours.keys() | theirs.keys()) if ours.get(t) != theirs.get(t)]
+    if differing:
+        shown = ", ".join(f"{t!r}: {theirs.get(t)} (base {ours.get(t)})" for t in differing[:SHOWN])
+        raise ValueError(f"{who}: its tokenizer differs from the base's in {len(differing)} tokens: {shown}")
+
+
+@lru_cache(maxsize=1)  # the base's, for all its experts
+def _vocabulary(folder: Path) -> Mapping[str, int]:
+    from transformers import AutoTokenizer  # takes seconds, and the files are mostly equal
+
+    return AutoTokenizer.from_pretrained(folder).get_vocab()
