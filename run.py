@@ -11,20 +11,18 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from twinbench import assets, plan, provenance, records
+from twinbench.mistakes import MISTAKES, one_line
 
 ROOT = Path(__file__).parent
 MEASURED = (
     *("task", "split", "metric", "primary", "value", "n", "merge_seconds", "route_seconds", "eval_seconds"),
     *("shared_bytes", "exclusive_bytes", "router_bytes", "peak_memory_bytes", "device"),
 )
-MISTAKES = (ValueError, OSError, OmegaConfBaseException, InstantiationException)  # the user's own: no traceback
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -151,17 +149,18 @@ def open_suite(suite_json: str, device: str):
     tasks = {}
     for name, spec in config["tasks"].items():
         sources = {key: assets.fetch(source) for key, source in spec["sources"].items()}
-        rest = {key: value for key, value in spec.items() if key not in ("sources", "data")}
+        rest = {key: value for key, value in spec.items() if key not in ("sources", "data", "finetune")}
         tasks[name] = task.load_task(instantiate(spec["data"]), sources, name=name, **rest)
     if config["checkpoints"] is not None:
         folders = {name: assets.fetch(config["checkpoints"][name]) for name in tasks}
     else:
-        recipe = experts.Recipe(**config["finetune"] | {"freeze": tuple(config["finetune"]["freeze"])})
+        how = {name: plan.recipe(config, spec) for name, spec in config["tasks"].items()}
+        recipes = {name: experts.Recipe(**given | {"freeze": tuple(given["freeze"])}) for name, given in how.items()}
         folders = {}
         for name, spec in config["tasks"].items():
-            key = plan.expert_id(config["base"], spec, config["finetune"])
+            key = plan.expert_id(config["base"], spec, how[name])
             folder = assets.cache_dir() / "experts" / f"{name}-{key}"
-            folders[name] = experts.finetune(base, tasks[name], recipe, folder, device)
+            folders[name] = experts.finetune(base, tasks[name], recipes[name], folder, device)
     return suite.open_suite(config["name"], base, folders, tasks)
 
 
@@ -197,12 +196,6 @@ def failure(identity: Mapping, error: Exception) -> dict:
     """The record of a run that did not end well."""
     said = f"{type(error).__name__}: {one_line(error)}"
     return {**identity, "status": "failed", "error": said} | dict.fromkeys(MEASURED)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's own words; Hydra wraps what a constructor raised."""
-    cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-    return " ".join(str(cause).split())
 
 
 def preflight(arguments: list[str]) -> None:

@@ -34,6 +34,7 @@ class Recipe:
         freeze: prefixes of backbone parameter names that stay as they are in the base.
         warmup: fraction of the steps, in [0, 1).
         seed: of the head's initialization, dropout and order of rows.
+        bf16: compute in bfloat16 (autocast); weights, gradients and the optimizer stay float32.
 
     Raises:
         ValueError: a value is out of range.
@@ -46,6 +47,7 @@ class Recipe:
     warmup: float
     freeze: tuple[str, ...]
     seed: int
+    bf16: bool = False
 
     def __post_init__(self):
         for name, legal, wanted in (
@@ -105,6 +107,7 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
         report_to="none",
         disable_tqdm=True,  # of the library's bars, which print a dict per epoch; _Progress is ours
         seed=recipe.seed,
+        bf16=recipe.bf16,
         use_cpu=device == "cpu",
         dataloader_pin_memory=device != "cpu",
     )

@@ -67,11 +67,11 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
         FileNotFoundError: a local source is not there.
     """
     one_of("protocol", config["protocol"], PROTOCOLS)
-    signature = _checked_signature(names["method"], config["method"])
+    signature = checked_signature(names["method"], config["method"])
     params = hyperparameters(config["method"])
     seeded = "seed" in signature.arguments
     if "shared" in signature.arguments:
-        inner = _checked_signature(names["shared"], config["shared"])
+        inner = checked_signature(names["shared"], config["shared"])
         if inner.route or "shared" in inner.arguments:
             raise ValueError(f"method@shared={names['shared']}: the shared expert needs a static method")
         params |= {"shared": {"method": names["shared"], **hyperparameters(config["shared"])}}
@@ -121,9 +121,17 @@ def origins(suite: Mapping) -> dict[str, str]:
     """Per task where its expert comes from: the content of a checkpoint, or the recipe of a fine-tuning and its id."""
     if suite["checkpoints"] is not None:
         return {name: assets.fingerprint(source) for name, source in suite["checkpoints"].items()}
-    recipe = json.dumps(suite["finetune"])
-    ids = {name: expert_id(suite["base"], task, suite["finetune"]) for name, task in suite["tasks"].items()}
-    return {name: f"the base, fine-tuned by twinbench as {recipe}: {found}" for name, found in ids.items()}
+    found = {}
+    for name, task in suite["tasks"].items():
+        how = recipe(suite, task)
+        made = expert_id(suite["base"], task, how)
+        found[name] = f"the base, fine-tuned by twinbench as {json.dumps(how)}: {made}"
+    return found
+
+
+def recipe(suite: Mapping, task: Mapping) -> dict:
+    """How the expert of a task is fine-tuned: as the suite says, but for what the task's own ``finetune`` changes."""
+    return suite["finetune"] | (task.get("finetune") or {})
 
 
 def check_export(job: Job, folder: Path) -> None:
@@ -175,7 +183,12 @@ def signature(target: str) -> Signature:
     return Signature(arguments, route)
 
 
-def _checked_signature(name: str, leaf: Mapping) -> Signature:
+def checked_signature(name: str, leaf: Mapping) -> Signature:
+    """The signature of a method's config leaf.
+
+    Raises:
+        ValueError: the leaf has a hyperparameter too many or too few.
+    """
     found = signature(leaf["_target_"])
     given, wanted = set(hyperparameters(leaf)), found.arguments - PREPARED
     for key in sorted(given - wanted):

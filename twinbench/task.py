@@ -18,7 +18,8 @@ class Task:
     columns: one text column, or two for sentence pairs.
     classes: names by class id, or None for regression.
     metrics: the first is the primary one.
-    splits: ``train`` (experts), ``validation`` (held out of the training data, for routers and choices), ``test``.
+    splits: ``train`` (experts), ``validation`` (held out of the training data, for routers and choices), ``test``,
+        and under other names what is scored beside it.
     """
 
     name: str
@@ -46,7 +47,7 @@ def load_task(
     """Read a task, hold validation rows out of its training data, and check everything that can be wrong with it.
 
     Args:
-        data: gives ``train`` and ``test`` frames from the local ``sources``.
+        data: gives ``train`` and ``test`` frames from the local ``sources``, and others to be scored beside ``test``.
         rows: rows of train, validation and test; None takes what is there (for train: what validation leaves).
 
     Raises:
@@ -64,7 +65,8 @@ def load_task(
         "validation": _first(train, held_out, f"task {name}: validation"),
         "test": _first(frames["test"], rows["test"], f"task {name}: test"),
     }
-    splits = {split: frame.reset_index(drop=True) for split, frame in splits.items()}
+    further = {split: frame.iloc[: rows["test"]] for split, frame in frames.items() if split not in ("train", "test")}
+    splits = {split: frame.reset_index(drop=True) for split, frame in (splits | further).items()}
     return Task(name, tuple(columns), tuple(classes) if classes else None, tuple(metrics), max_length, splits)
 
 

@@ -1,0 +1,168 @@
+"""Merge checkpoints from disk to disk with a static method: any size, a few tensors in memory at a time, no scores.
+
+    python -m twinbench.merge method=ties base=DIR experts='{math: DIR, code: DIR}' out=DIR
+
+Where the experts have the base's tensors, all are merged and the result is what the base is (a causal LM, say). Where
+an expert has a head of its own (a classifier), the bare model is merged and heads are left out.
+"""
+
+import functools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from twinbench import assets, plan
+from twinbench.backbone import bare, check_vocabulary, is_adapter, open_expert
+from twinbench.checkpoint import new_folder, write_weights
+from twinbench.merged import Merged
+from twinbench.mistakes import MISTAKES, one_line
+from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
+
+HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT's names of tasks whose models have a head of their own
+BESIDE = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer, which a merged model takes from its base
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="merge")
+def main(cfg: DictConfig) -> None:
+    """Compose, check, merge; one line of error for what the user can mend."""
+    try:
+        run(cfg)
+    except MISTAKES as error:
+        sys.exit(f"error: {one_line(error)}")
+
+
+def run(cfg: DictConfig) -> None:
+    """Check the configuration before any weight is read, and merge."""
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    name = HydraConfig.get().runtime.choices["method"]
+    signature = plan.checked_signature(name, config["method"])
+    if signature.route or "shared" in signature.arguments:
+        raise ValueError(f"method={name} gives more than one model; a suite's is exported by run.py export=DIR")
+    if not isinstance(config["experts"], dict) or not config["experts"]:
+        raise ValueError(f"experts must map names to sources, {{a: DIR, b: DIR}}; got {config['experts']}")
+    sources = {who: _source(where) for who, where in {"base": config["base"], **config["experts"]}.items()}
+    bound = {"seed": config["seed"]} if "seed" in signature.arguments else {}
+    method = functools.partial(instantiate(cfg.method), **bound)
+    method({}, {expert: {} for expert in config["experts"]})
+    folders = {who: assets.fetch(source) for who, source in sources.items()}
+    start = time.perf_counter()
+    text = card(name, plan.hyperparameters(config["method"]) | bound, sources)
+    out = Path(config["out"])
+    size = merge(folders.pop("base"), folders, method, out, config["shard_bytes"], text)
+    print(f"wrote {out}: {size:,} bytes of weights in {time.perf_counter() - start:.2f} s", flush=True)
+
+
+def merge(
+    base: Path, experts: Mapping[str, Path], method: Callable[..., Merged], out: Path, shard_bytes: int, text: str
+) -> int:
+    """Write the merged weights, the base's configuration and tokenizer, and a card.
+
+    Args:
+        base, experts: Hugging Face folders; an expert may be a PEFT LoRA adapter of the base.
+        method: a static method with its hyperparameters bound.
+        out: a new folder; it appears when everything is in it.
+        shard_bytes: largest size of a file of weights.
+        text: the card.
+
+    Returns:
+        Bytes of the weights.
+
+    Raises:
+        ValueError: an expert does not fit the base, or weights are not finite.
+        OSError: a file is missing, or the folder cannot be written.
+    """
+    state, named, entries, kind = opened(base, experts)
+    with new_folder(out) as part:
+        merged = _finite(method(state, named).shared, {"base": state, **named})
+        write_weights(part, merged, entries, shard_bytes=shard_bytes, metadata={})
+        for file in base.iterdir():
+            if file.suffix in BESIDE and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, part / file.name)
+        if kind:
+            config = json.loads((base / "config.json").read_text(encoding="utf-8")) | {"architectures": [kind]}
+            (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (part / "README.md").write_text(text, encoding="utf-8")
+    return sum(file.stat().st_size for file in out.glob("*.safetensors"))
+
+
+def opened(base: Path, experts: Mapping[str, Path]) -> tuple[StateDict, dict[str, StateDict], Layout, str | None]:
+    """Open the checkpoints and check that they fit.
+
+    Returns:
+        The base, the experts, the layout of each, and the bare model's class where only that is merged.
+    """
+    state, entries = read_checkpoint(base), layout(base)
+    headed = [name for name, folder in experts.items() if _has_own_head(folder, entries)]
+    prefix, own, kind = _bare_model(base) if headed else ("", list(entries), None)
+    if headed:
+        state, entries = bare(state, entries, prefix, own, "base")
+        print(f"{', '.join(headed)}: with heads of their own, so the bare {kind} is merged", flush=True)
+    named = {}
+    for name, folder in experts.items():
+        who = f"expert {name}"
+        named[name], found = open_expert(folder, state, entries, prefix)
+        if headed:
+            named[name], found = bare(named[name], found, prefix, own, who)
+        check_same_layout(entries, found, who)
+        check_vocabulary(base, folder, who)
+    return state, named, entries, kind
+
+
+def card(method: str, values: Mapping, sources: Mapping[str, Mapping]) -> str:
+    """A model card: the method, its hyperparameters, and what was merged."""
+    hub = sources["base"].get("hub")
+    lines = ["---", "library_name: transformers", *([f"base_model: {hub}"] if hub else []), "tags:"]
+    lines += ["- merge", "- twinbench", f"- {method}", "---", "", f"# {method} of {len(sources) - 1} experts", ""]
+    lines += ["Made by twinbench; not scored.", "", "| | |", "|---|---|", f"| method | {method} |"]
+    lines += [f"| parameters | `{json.dumps(values)}` |"]
+    lines += [f"| {who} | `{json.dumps(dict(source))}` |" for who, source in sources.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _source(where: str | Mapping) -> dict:
+    return {"path": where} if isinstance(where, str) else dict(where)
+
+
+def _has_own_head(folder: Path, entries: Layout) -> bool:
+    if is_adapter(folder):
+        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type") in HEADED
+    return layout(folder).keys() != entries.keys()
+
+
+def _bare_model(base: Path) -> tuple[str, list[str], str]:
+    """What headed models put before the bare model's names, these names, and its class."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.from_pretrained(base))
+    return f"{model.base_model_prefix}.", list(model.state_dict()), type(model).__name__
+
+
+def _finite(merged: Mapping[str, Tensor], inputs: Mapping[str, Mapping[str, Tensor]]) -> StateDict:
+    """The merged tensors, refused where they are not finite: every method lets NaN and infinity through."""
+
+    def tensor(name: str) -> Tensor:
+        result = merged[name]
+        try:
+            check_finite({name: result}, "the merged model")
+        except ValueError:
+            for who, state in inputs.items():  # whose fault it is
+                check_finite({name: state[name]}, who)
+            raise
+        return result
+
+    return StateDict(merged, tensor)
+
+
+if __name__ == "__main__":
+    main()
