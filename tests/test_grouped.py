@@ -65,10 +65,10 @@ def test_a_grouped_router_gives_a_split_few_routes(family):
         assert len(routes[1][task].unique(dim=0)) == len(experts.unique())
 
 
-def test_a_grouped_run_scores_every_task(family):
-    suite = opened(family)
+@pytest.fixture
+def twin():
     static = benchmark.Method("base", lambda base, experts: benchmark.Merged(base), None, None)
-    twin = benchmark.Method(
+    return benchmark.Method(
         "twin",
         lambda base, experts, shared: twin_merging.merge(
             base, experts, shared=shared, compression="svd", rank_ratio=0.2, density=None, seed=0, basis=basis
@@ -76,6 +76,35 @@ def test_a_grouped_run_scores_every_task(family):
         "router",
         static,
     )
-    rows, predictions = benchmark.run(suite, twin, Mlp(**RECIPE, groups=2), "strict", 0, "cpu", 8)
+
+
+def test_a_grouped_run_scores_every_task(family, twin):
+    rows, predictions = benchmark.run(opened(family), twin, Mlp(**RECIPE, groups=2), "strict", 0, "cpu", 8)
     assert {row["task"] for row in rows if row["primary"]} == set(CLASSES)
     assert len(predictions) == 10 * len(CLASSES)
+
+
+def test_groups_merged_once_each_score_as_rows_routed_one_by_one(family, twin, monkeypatch):
+    logits = {}
+    for shared in (1, 10**6):
+        monkeypatch.setattr(benchmark, "SHARED", shared)
+        setting = benchmark.Setting(False, Mlp(**RECIPE, groups=2), 0, "cpu", 8)
+        suite = opened(family)
+        logits[shared] = {task: benchmark._forward(suite, twin, "router", setting, task).logits for task in CLASSES}
+    for task in CLASSES:
+        torch.testing.assert_close(logits[1][task], logits[10**6][task], rtol=0, atol=1e-5)
+
+
+def test_a_tolerance_drops_small_weights_alone(family, twin, monkeypatch):
+    monkeypatch.setattr(benchmark, "SHARED", 10**6)
+    suite, logits = opened(family), {}
+    for tolerance in (0.0, 1e-6, 0.35):
+        setting = benchmark.Setting(False, Mlp(**RECIPE | {"epochs": 40}, tolerance=tolerance), 0, "cpu", 8)
+        logits[tolerance] = torch.cat(
+            [benchmark._forward(suite, twin, "router", setting, task).logits.flatten() for task in CLASSES]
+        )
+    torch.testing.assert_close(logits[1e-6], logits[0.0], rtol=0, atol=1e-5)
+    moved = (logits[0.35] - logits[0.0]).abs().max()
+    assert 1e-4 < moved < 0.35 * len(CLASSES) * logits[0.0].abs().max()
+    with pytest.raises(ValueError, match=r"router\.tolerance must be in \[0, 1\)"):
+        Mlp(**RECIPE, tolerance=1.0)

@@ -23,6 +23,7 @@ from twinbench.router import Mlp, Oracle, Router, fit, grouped
 from twinbench.state_dict import StateDict
 from twinbench.suite import Suite, backbone, classifier
 
+SHARED = 24  # rows on average that share a route from which on merging it costs less than running its parts beside
 ROUTER_TRAIN = 0.8  # of each task's validation rows; the rest chooses the router's epoch
 
 
@@ -227,11 +228,11 @@ def _forward(suite: Suite, method: Method, route: str | None, setting: Setting, 
         logits, features = run()
     else:
         distinct, group = weights.unique(dim=0, return_inverse=True)
-        if len(distinct) > len(suite.experts):
+        if len(distinct) > max(len(suite.experts), len(weights) // SHARED):
             module.load_state_dict(merged.shared | own)
-            with attach(module, merged.exclusive) as routes:
+            with attach(module, merged.exclusive, setting.router.tolerance) as routes:
                 logits, features = run(routes=routes, weights=weights)
-        else:  # a handful of routes: merge each once and run its rows through a static model
+        else:  # a handful of routes, or groups of rows: merge each once and run its rows through a static model
             logits, features = None, None
             for number, route_weights in enumerate(distinct):
                 rows = (group == number).nonzero().flatten()

@@ -32,6 +32,8 @@ class Mlp:
         top_k: keep only the k largest weights of a row, rescaled to sum to 1; None keeps all, as the paper does.
         groups: at most so many routes per expert in a split, each shared by the rows of a group (see `grouped`; the
             paper's speed-up has 20); None routes every row by itself.
+        tolerance: a row may do without an expert whose weight is at most this, which is faster (see `routed.attach`
+            for the bound); 0 is exact.
 
     Raises:
         ValueError: a value is out of range.
@@ -44,6 +46,7 @@ class Mlp:
     batch_size: int
     top_k: int | None
     groups: int | None = None
+    tolerance: float = 0.0
 
     def __post_init__(self):
         for name, legal, wanted in (
@@ -54,6 +57,7 @@ class Mlp:
             ("batch_size", self.batch_size >= 2, "at least 2 (batch normalization needs two rows)"),
             ("top_k", self.top_k is None or self.top_k >= 1, "null or at least 1"),
             ("groups", self.groups is None or self.groups >= 1, "null or at least 1"),
+            ("tolerance", 0 <= self.tolerance < 1, "in [0, 1)"),
         ):
             if not legal:
                 raise ValueError(f"router.{name} must be {wanted}, got {getattr(self, name)}")
