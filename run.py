@@ -20,7 +20,7 @@ from twinbench.mistakes import MISTAKES, one_line
 
 ROOT = Path(__file__).parent
 MEASURED = (
-    *("task", "split", "metric", "primary", "value", "n", "merge_seconds", "route_seconds", "eval_seconds"),
+    *("task", "metric", "primary", "value", "n", "merge_seconds", "route_seconds", "eval_seconds"),
     *("shared_bytes", "exclusive_bytes", "router_bytes", "peak_memory_bytes", "device"),
 )
 
@@ -29,17 +29,17 @@ MEASURED = (
 def main(cfg: DictConfig) -> dict[str, str]:
     """Run a composed configuration. In a sweep a failure is a record and a return value; alone it is the exit code."""
     try:
-        status = run(cfg)
+        done = run(cfg)
     except MISTAKES as error:
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
-        status = "failed"
-    if status == "failed" and HydraConfig.get().mode == RunMode.RUN:
+        done = {"status": "failed"}
+    if done["status"] == "failed" and HydraConfig.get().mode == RunMode.RUN:
         sys.exit(1)
-    return {"suite": cfg.suite.name, "status": status}
+    return {"suite": cfg.suite.name} | done
 
 
-def run(cfg: DictConfig) -> str:
-    """Plan, skip or measure one configuration; say which by its status (planned, done, skipped, ok, failed)."""
+def run(cfg: DictConfig) -> dict[str, str]:
+    """Plan, skip or measure one configuration; its run_id and status (planned, done, skipped, ok, failed)."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     choices = HydraConfig.get().runtime.choices
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> str:
     done = any(row["run_id"] == job.run_id and row["status"] == "ok" for row in records.read(results_dir))
     if config["plan"]:
         print(f"{'done   ' if done else 'to run '} {job.run_id}  {job.label}", flush=True)
-        return "done" if done else "planned"
+        return {"run_id": job.run_id, "status": "done" if done else "planned"}
     if done and not config["force"]:
         print(f"skipped {job.run_id}  {job.label}: it has a record (force=true runs it again)", flush=True)
         status = "skipped"
@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> str:
         status = record(cfg, config, job, names, describe(job, choices["experiment"]))
     if config["export"] and status != "failed":
         publish(cfg, config, job, names)
-    return status
+    return {"run_id": job.run_id, "status": status}
 
 
 def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str], identity: Mapping) -> str:
@@ -96,7 +96,7 @@ def measure(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
     """Benchmark the configuration; the first line here that imports torch."""
     from twinbench import benchmark
 
-    return benchmark.run(*prepare(cfg, config, job, names))
+    return benchmark.run(*prepare(cfg, config, job, names), job.split)
 
 
 def publish(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]) -> None:
@@ -150,6 +150,7 @@ def open_suite(suite_json: str, device: str):
     for name, spec in config["tasks"].items():
         sources = {key: assets.fetch(source) for key, source in spec["sources"].items()}
         rest = {key: value for key, value in spec.items() if key not in ("sources", "data", "finetune")}
+        rest["limit"] = config.get("limit")
         tasks[name] = task.load_task(instantiate(spec["data"]), sources, name=name, **rest)
     if config["checkpoints"] is not None:
         folders = {name: assets.fetch(config["checkpoints"][name]) for name in tasks}

@@ -57,7 +57,7 @@ def test_a_grouped_router_gives_a_split_few_routes(family):
     routes = {}
     for groups in (None, 1):
         setting = benchmark.Setting(False, Mlp(**RECIPE, groups=groups), 0, "cpu", 8)
-        routes[groups] = benchmark._routing(suite, static, setting).weights
+        routes[groups] = {task: benchmark._routed(suite, static, setting, task, "test")[0] for task in CLASSES}
     for task in CLASSES:
         experts = routes[None][task].argmax(1)
         assert len(routes[None][task].unique(dim=0)) > len(CLASSES)
@@ -90,7 +90,9 @@ def test_groups_merged_once_each_score_as_rows_routed_one_by_one(family, twin, m
         monkeypatch.setattr(benchmark, "SHARED", shared)
         setting = benchmark.Setting(False, Mlp(**RECIPE, groups=2), 0, "cpu", 8)
         suite = opened(family)
-        logits[shared] = {task: benchmark._forward(suite, twin, "router", setting, task).logits for task in CLASSES}
+        logits[shared] = {
+            task: benchmark._forward(suite, twin, "router", setting, task, "test").logits for task in CLASSES
+        }
     for task in CLASSES:
         torch.testing.assert_close(logits[1][task], logits[10**6][task], rtol=0, atol=1e-5)
 
@@ -101,7 +103,7 @@ def test_a_tolerance_drops_small_weights_alone(family, twin, monkeypatch):
     for tolerance in (0.0, 1e-6, 0.35):
         setting = benchmark.Setting(False, Mlp(**RECIPE | {"epochs": 40}, tolerance=tolerance), 0, "cpu", 8)
         logits[tolerance] = torch.cat(
-            [benchmark._forward(suite, twin, "router", setting, task).logits.flatten() for task in CLASSES]
+            [benchmark._forward(suite, twin, "router", setting, task, "test").logits.flatten() for task in CLASSES]
         )
     torch.testing.assert_close(logits[1e-6], logits[0.0], rtol=0, atol=1e-5)
     moved = (logits[0.35] - logits[0.0]).abs().max()

@@ -20,7 +20,7 @@ def test_the_reference_report_is_made_of_the_reference_records(tmp_path):
 
     for folder in ("records", "predictions"):
         shutil.copytree(ROOT / "results" / "reference" / folder, tmp_path / folder)
-    report.make(tmp_path, "demo")
+    report.make(tmp_path, suite="demo")
     kept = ROOT / "results" / "reference" / "reports" / "demo"
     for name in ("strict_raw.csv", "strict_storage.csv", "blind_raw.csv", "experts.csv"):
         assert (tmp_path / "reports" / "demo" / name).read_bytes() == (kept / name).read_bytes()

@@ -51,7 +51,13 @@ def add_run(results: Path, run_id: str, method: str, predictions: dict | None = 
         if (run["router"] or {}).get("name") == "mlp":
             shares = {"router_accuracy": 0.9} | {f"routed_to/{name}": 0.9 if name == task else 0.1 for name in TASKS}
             rows += [run | row | {"metric": name, "primary": False, "value": part} for name, part in shares.items()]
-        frame = {"task": task, "row": np.arange(N), "label": truth()[task], "prediction": prediction}
+        frame = {
+            "task": task,
+            "split": run["split"],
+            "row": np.arange(N),
+            "label": truth()[task],
+            "prediction": prediction,
+        }
         frames.append(pd.DataFrame(frame))
     if predictions is None:
         rows = [run | dict.fromkeys(("task", "metric", "primary", "value", "n")) | {"status": "failed"}]
@@ -91,12 +97,12 @@ def results(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     """The written report of the same records, made once: read it, leave it as it is."""
-    return make(fill(tmp_path_factory.mktemp("results")), "toy")
+    return make(fill(tmp_path_factory.mktemp("results")), suite="toy")
 
 
 def computed(results: Path, reference: str = "twin_merging") -> dict[tuple[str, str], dict[str, pd.DataFrame]]:
     """Tables per (suite_id, protocol), without writing or drawing anything."""
-    found = blocks.blocks(records.latest(records.read(results)), "toy")
+    found = blocks.blocks(records.latest(records.read(results)))
     draws = intervals.draws(results, found)
     return {(block.suite_id, block.protocol): tables.make(block, draws, reference) for block in found}
 
@@ -109,7 +115,7 @@ def table(results: Path, name: str = "normalized", reference: str = "twin_mergin
 
 def notes(results: Path) -> str:
     """What is said of the empty cells of the first block."""
-    block, *_ = blocks.blocks(records.latest(records.read(results)), "toy")
+    block, *_ = blocks.blocks(records.latest(records.read(results)))
     draws = intervals.draws(results, [block])
     return "\n".join(tables.notes(block, tables.normalized(block, draws, "ties"), "ties"))
 
@@ -147,7 +153,7 @@ def test_protocols_and_suite_ids_are_never_mixed(results):
     assert blind.loc["individual", "topic"] == pytest.approx(100 * raw(guess(0.9))["topic"] / raw(guess(0.95))["topic"])
     old = found["old", "strict"]["normalized"]
     assert list(old["method"]) == ["average"] and old[[*TASKS, "average"]].isna().all(axis=None)
-    make(results, "toy")
+    make(results, suite="toy")
     page = (results / "reports" / "toy" / "index.html").read_text(encoding="utf-8")
     assert page.index("blind protocol") < page.index("other experts or data")
     assert "no run of individual under the strict protocol" in page
@@ -288,7 +294,7 @@ def test_regenerating_gives_the_same_bytes_and_removes_what_is_gone(report):
     folder = report["folder"]
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
     (folder / "strict_gone.csv").write_text("old")
-    make(folder.parents[1], "toy")
+    make(folder.parents[1], suite="toy")
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
     suffixes = {path.suffix for path in before}
     assert suffixes == {".html", ".md", ".tex", ".csv", ".svg", ".png"}
@@ -308,7 +314,7 @@ def test_page_is_self_contained_and_names_every_method(report):
 def test_html_in_a_name_is_escaped(tmp_path):
     for run_id, note in (("a", ""), ("b", "<script>alert(1)</script>")):
         add_run(tmp_path, run_id, "average", guess(0.5), params={"note": note})
-    page = (make(tmp_path, "toy")["folder"] / "index.html").read_text(encoding="utf-8")
+    page = (make(tmp_path, suite="toy")["folder"] / "index.html").read_text(encoding="utf-8")
     assert "alert(1)" in page and "<script>alert" not in page
 
 
@@ -343,6 +349,6 @@ def test_command_line_errors_are_one_clear_line(results):
 
 def test_suite_that_only_failed_still_has_a_report(tmp_path):
     add_run(tmp_path, "a0", "ties", error=None)
-    report = make(tmp_path, "toy")
+    report = make(tmp_path, suite="toy")
     assert list(report["tables"]) == ["strict_failed"] and report["figures"] == {}
     assert "no message" in (report["folder"] / "index.html").read_text(encoding="utf-8")

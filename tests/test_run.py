@@ -13,11 +13,11 @@ import pytest
 from conftest import CLASSES, OS_ENVIRON, ROOT, command, edit_weights, frame, tokenizer, write_suite
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from transformers import BertForSequenceClassification
 
 import run
-from twinbench import records
+from twinbench import records, report
 from twinbench.metrics import score
 
 
@@ -38,7 +38,7 @@ def bench(family, tmp_path):
     """Run a configuration in this process; returns its status."""
 
     def start(*overrides, conf=family / "conf"):
-        return run.run(composed(conf, tmp_path, *overrides))
+        return run.run(composed(conf, tmp_path, *overrides))["status"]
 
     start.results = tmp_path
     return start
@@ -233,6 +233,64 @@ def test_a_sweep_reports_records_failures_and_sets_the_exit_code(family, tmp_pat
     narrowed = command(*arguments, "method=average", "plan=true")
     assert narrowed.stdout.count("done") >= 2, "the command line narrows every grid of an experiment"
     assert "pretrained" not in narrowed.stdout
+
+
+def test_an_experiment_reports_its_own_runs_and_chooses_on_the_validation_split(family, tmp_path):
+    conf, results = tmp_path / "conf", tmp_path / "results"
+    write_suite(family, conf)
+    (conf / "experiment").mkdir()
+    (conf / "experiment" / "curve.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /suite: tiny}]\nsplit: validation\n"
+        "hydra: {mode: MULTIRUN, sweeper: {blocks: [{method: individual}, "
+        "{method: task_arithmetic, method.scaling: '0.1,0.2,0.4'}]}}\n"
+    )
+    arguments = ["--config-dir", str(conf), f"results_dir={results}", "wandb.mode=disabled"]
+    apart = command(*arguments, "suite=tiny", "method=average")
+    assert apart.returncode == 0, apart.stderr
+    done = command(*arguments, "experiment=curve")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(results, split="validation")
+    assert {row["n"] for row in rows} == {20}
+    assert {row["run_id"] for row in rows} == set(records.sweep(results, "curve"))
+    frame = records.predictions(results, rows[0]["run_id"])
+    assert set(frame["split"]) == {"validation"} and len(frame) == 20 * len(CLASSES)
+    text = (results / "reports" / "curve" / "leaderboard.md").read_text()
+    assert "## strict protocol, validation split" in text
+    assert "average" not in {line.split("|")[2].strip() for line in text.splitlines() if line.startswith("|")}
+    before = {file.name: file.read_bytes() for file in (results / "reports" / "curve").rglob("*.*")}
+    assert "strict_validation_curve_scaling.svg" in before
+    again = [sys.executable, "-m", "twinbench.report", "experiment=curve", f"results_dir={results}"]
+    subprocess.run(again, cwd=ROOT, env=OS_ENVIRON, check=True, capture_output=True)
+    assert before == {file.name: file.read_bytes() for file in (results / "reports" / "curve").rglob("*.*")}
+    subprocess.run([*again[:3], "suite=tiny", again[4]], cwd=ROOT, env=OS_ENVIRON, check=True, capture_output=True)
+    text = (results / "reports" / "tiny" / "leaderboard.md").read_text()
+    assert "average" in text and "validation split" not in text and "task_arithmetic" not in text
+
+
+def test_what_is_scored_beside_the_test_counts_in_no_average(bench, family, tmp_path):
+    shutil.copytree(family / "data" / "letters", tmp_path / "letters")
+    frame("letters", 17, seed=5).to_parquet(tmp_path / "letters" / "elsewhere.parquet")
+    write_suite(family, tmp_path / "conf")
+    path = tmp_path / "conf" / "suite" / "tiny.yaml"
+    suite = OmegaConf.load(path)
+    suite.tasks.letters.sources.folder.path = str(tmp_path / "letters")
+    suite.tasks.letters.data.also = ["elsewhere", "nowhere"]
+    OmegaConf.save(suite, path)
+    assert bench("method=individual", conf=tmp_path / "conf") == "ok"
+    assert bench("method=twin_merging", conf=tmp_path / "conf") == "ok"
+    for method in ("individual", "twin_merging"):
+        beside = rows_of(bench.results, split="elsewhere", method=method)
+        assert {row["metric"] for row in beside} >= {"accuracy", "f1"}
+        assert {(row["task"], row["n"], row["primary"]) for row in beside} == {("letters", 17, False)}
+        predicted = records.predictions(bench.results, beside[0]["run_id"])
+        part = predicted[predicted["split"] == "elsewhere"]
+        value = next(row["value"] for row in beside if row["metric"] == "accuracy")
+        assert value == score("accuracy", part["label"].to_numpy(), part["prediction"].to_numpy())
+        assert len(predicted) == 3 * 31 + 17
+    made = report.make(bench.results, suite="tiny")
+    secondary = made["tables"]["strict_secondary"]
+    assert "accuracy on elsewhere" in set(secondary["metric"])
+    assert set(made["tables"]["strict_raw"].columns) & {"letters (accuracy)", "colours (accuracy)"}
 
 
 def test_a_killed_sweep_resumes_where_it_was(family, tmp_path):

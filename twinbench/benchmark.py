@@ -5,7 +5,7 @@ pass over a test split. Each is keyed by all that it depends on, so a shared num
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
@@ -62,18 +62,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """A learned router, its weights (n, experts) for each task's test rows, its seconds per task, its stored bytes."""
-
-    router: Router
-    weights: Mapping[str, Tensor]
-    seconds: Mapping[str, float]
-    bytes: int
-
-
-@dataclass(frozen=True)
 class Pass:
-    """Logits and features of a task's test rows, (n, outputs) and (n, hidden), and the seconds that they took."""
+    """Logits and features of a task's rows in a split, (n, outputs) and (n, hidden), and the seconds that they took."""
 
     logits: Tensor
     features: Tensor
@@ -96,32 +86,46 @@ def validate(tasks: list[str], method: Method, router: Mlp | Oracle, protocol: s
 
 
 def run(
-    suite: Suite, method: Method, router: Mlp | Oracle, protocol: str, seed: int, device: str, batch_size: int
+    suite: Suite,
+    method: Method,
+    router: Mlp | Oracle,
+    protocol: str,
+    seed: int,
+    device: str,
+    batch_size: int,
+    split: str = "test",
 ) -> tuple[list[dict], pd.DataFrame]:
-    """Measure one configuration on the test split of every task.
+    """Measure one configuration on a split of every task, and with the test on what is scored beside it.
+
+    Args:
+        split: "test", or "validation" to choose hyperparameters by.
 
     Returns:
-        Rows to be completed into records (task, metric, value, n, seconds, bytes), and the predictions of every
-        test row: task, row, label, prediction, route (the expert with the router's largest weight, or None).
+        Rows to be completed into records (task, split, metric, value, n, seconds, bytes), and the predictions of every
+        row: task, split, row, label, prediction, route (the expert with the router's largest weight, or None).
     """
     route, setting = _planned(method, router, protocol, seed, device, batch_size)
     forward = setting if route in ("router", "top1") else replace(setting, router=None, seed=None)
     with peak_memory(device) as peak:
         merged, merge_seconds = _merged(suite, method, setting.gold_biases)
-        routing = _routing(suite, method.shared or method, setting) if setting.router else None
+        router_bytes = _router(suite, method.shared or method, setting)[1] if setting.router else 0
         rows, frames = [], []
-        for task in suite.tasks:
-            scored = _forward(suite, method, route, forward, task)
-            chosen = routing.weights[task].argmax(1).cpu().numpy() if routing else None
-            frame = _predictions(suite, task, scored.logits.numpy(), chosen, blind=protocol == "blind")
+        for task, part in ((task, part) for task, spec in suite.tasks.items() for part in spec.scored(split)):
+            scored = _forward(suite, method, route, forward, task, part)
+            chosen, routing = None, 0.0
+            if setting.router:
+                weights, routing = _routed(suite, method.shared or method, setting, task, part)
+                chosen = weights.argmax(1).cpu().numpy()
+            frame = _predictions(suite, task, part, scored.logits.numpy(), chosen, blind=protocol == "blind")
             frames.append(frame)
-            seconds = {"route_seconds": routing.seconds[task] if routing else 0.0, "eval_seconds": scored.seconds}
-            rows += [row | seconds for row in _scores(suite, task, frame)]
+            seconds = {"route_seconds": routing, "eval_seconds": scored.seconds}
+            found = _scores(suite, task, frame)
+            rows += [row | seconds | {"split": part, "primary": row["primary"] and part == split} for row in found]
     common = {
         "merge_seconds": merge_seconds,
         "shared_bytes": shared_bytes(merged),
         "exclusive_bytes": exclusive_bytes(merged),
-        "router_bytes": routing.bytes if routing else 0,
+        "router_bytes": router_bytes,
         "peak_memory_bytes": peak.bytes,
         "device": _device_name(device),
     }
@@ -134,7 +138,7 @@ def built(
     """What `run` measures with the same arguments: the merged model, and the learned router if one is asked."""
     _, setting = _planned(method, router, protocol, seed, device, batch_size)
     merged, _ = _merged(suite, method, setting.gold_biases)
-    return merged, _routing(suite, method.shared or method, setting).router if setting.router else None
+    return merged, _router(suite, method.shared or method, setting)[0] if setting.router else None
 
 
 def _planned(
@@ -166,8 +170,8 @@ def _merged(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, fl
 
 
 @lru_cache(maxsize=8)
-def _routing(suite: Suite, shared: Method, setting: Setting) -> Routing:
-    """Train the router on features of the shared expert, and route every test row."""
+def _router(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int]:
+    """Train the router on features of the shared expert; the router and its stored bytes."""
     module = backbone(suite, setting.device)
     train, held_out = ([], []), ([], [])
     for position, task in enumerate(suite.tasks):
@@ -176,16 +180,20 @@ def _routing(suite: Suite, shared: Method, setting: Setting) -> Routing:
             features.append(part)
             experts.append(torch.full((len(part),), position, device=rows.device))
     router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed)
-    weights, seconds = {}, {}
-    for task in suite.tasks:
-        rows, before = _features(suite, shared, setting, task, "test")
-        start = time.perf_counter()
-        rows = rows.to(module.device)
-        weights[task] = router(rows).cpu()
-        if setting.router.groups is not None:
-            weights[task] = grouped(weights[task], router.logits(rows).cpu(), setting.router.groups, setting.seed)
-        seconds[task] = before + time.perf_counter() - start
-    return Routing(router, weights, seconds, stored_bytes(router.state_dict()))
+    return router, stored_bytes(router.state_dict())
+
+
+@lru_cache(maxsize=128)
+def _routed(suite: Suite, shared: Method, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
+    """The router's weights (n, experts) for a task's rows in a split, and the seconds that they took."""
+    router, _ = _router(suite, shared, setting)
+    rows, before = _features(suite, shared, setting, task, split)
+    start = time.perf_counter()
+    rows = rows.to(backbone(suite, setting.device).device)
+    weights = router(rows).cpu()
+    if setting.router.groups is not None:
+        weights = grouped(weights, router.logits(rows).cpu(), setting.router.groups, setting.seed)
+    return weights, before + time.perf_counter() - start
 
 
 def _features(suite: Suite, shared: Method, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
@@ -194,8 +202,8 @@ def _features(suite: Suite, shared: Method, setting: Setting, task: str, split: 
     Before routing the task is not known, so under ``paper`` the biases are the base's.
     """
     setting = replace(setting, router=None, seed=None)
-    if split == "test" and not setting.gold_biases:  # the pass that scores the shared expert has them already
-        scored = _forward(suite, shared, None, setting, task)
+    if not setting.gold_biases:  # the pass that scores the shared expert has them already
+        scored = _forward(suite, shared, None, setting, task, split)
         return scored.features, scored.seconds
     module = backbone(suite, setting.device)
     module.load_state_dict(dict(suite.base.items()) | _merged(suite, shared, setting.gold_biases)[0].shared)
@@ -212,16 +220,16 @@ def _split(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:count], rows[count:]
 
 
-@lru_cache(maxsize=64)
-def _forward(suite: Suite, method: Method, route: str | None, setting: Setting, task: str) -> Pass:
-    """Run a task's test rows through the merged model."""
+@lru_cache(maxsize=128)
+def _forward(suite: Suite, method: Method, route: str | None, setting: Setting, task: str, split: str) -> Pass:
+    """Run a task's rows in a split through the merged model."""
     merged, _ = _merged(suite, method, setting.gold_biases)
     own = {name: suite.experts[task][name] for name in suite.base if name not in merged.shared}
-    weights = _weights(suite, method, route, setting, task)
-    inference.encoded(suite, task, "test")
+    weights = _weights(suite, method, route, setting, task, split)
+    inference.encoded(suite, task, split)
     module = backbone(suite, setting.device)
     model = classifier(suite, task, module)
-    run = partial(inference.forward, model, suite, task, "test", batch_size=setting.batch_size)
+    run = partial(inference.forward, model, suite, task, split, batch_size=setting.batch_size)
     start = time.perf_counter()
     if weights is None:
         module.load_state_dict(merged.shared | own)
@@ -244,8 +252,8 @@ def _forward(suite: Suite, method: Method, route: str | None, setting: Setting, 
     return Pass(logits, features, time.perf_counter() - start)
 
 
-def _weights(suite: Suite, method: Method, route: str | None, setting: Setting, task: str) -> Tensor | None:
-    """The weights w(x) of a task's test rows, (n, experts), or None for a static method.
+def _weights(suite: Suite, method: Method, route: str | None, setting: Setting, task: str, split: str) -> Tensor | None:
+    """The weights w(x) of a task's rows in a split, (n, experts), or None for a static method.
 
     Args:
         route: as `Method.route`, after the protocol had its say; "top1" is one-hot at the router's choice.
@@ -253,17 +261,17 @@ def _weights(suite: Suite, method: Method, route: str | None, setting: Setting, 
     if route is None:
         return None
     if route == "task":
-        hot = torch.zeros(len(suite.tasks[task].splits["test"]), len(suite.experts))
+        hot = torch.zeros(len(suite.tasks[task].splits[split]), len(suite.experts))
         hot[:, list(suite.experts).index(task)] = 1.0
         return hot
-    weights = _routing(suite, method.shared or method, setting).weights[task]
+    weights, _ = _routed(suite, method.shared or method, setting, task, split)
     if route == "top1":
         return torch.zeros_like(weights).scatter_(1, weights.argmax(1, keepdim=True), 1.0)
     return weights
 
 
 def _predictions(
-    suite: Suite, task: str, logits: np.ndarray, chosen: np.ndarray | None, *, blind: bool
+    suite: Suite, task: str, split: str, logits: np.ndarray, chosen: np.ndarray | None, *, blind: bool
 ) -> pd.DataFrame:
     """Predictions as a frame.
 
@@ -279,8 +287,9 @@ def _predictions(
     return pd.DataFrame(
         {
             "task": task,
+            "split": split,
             "row": range(len(prediction)),
-            "label": spec.labels("test").astype(float),
+            "label": spec.labels(split).astype(float),
             "prediction": prediction,
             "route": None if chosen is None else [experts[position] for position in chosen],
         }
@@ -295,7 +304,7 @@ def _scores(suite: Suite, task: str, frame: pd.DataFrame) -> list[dict]:
     if frame["route"].notna().all():
         values["router_accuracy"] = float((frame["route"] == task).mean())
         values |= {f"routed_to/{expert}": float((frame["route"] == expert).mean()) for expert in suite.experts}
-    common = {"task": task, "split": "test", "n": len(frame)}
+    common = {"task": task, "n": len(frame)}
     return [common | {"metric": m, "primary": m == primary, "value": value} for m, value in values.items()]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from twinbench import assets
 
 PROTOCOLS = ("strict", "paper", "blind")
+SPLITS = ("test", "validation")
 PREPARED = {"base", "experts", "shared", "seed", "basis"}  # arguments that the run makes; the others are the YAML's
 
 
@@ -24,6 +25,7 @@ class Job:
         suite_id: the same for the suite alone (base, experts, tasks).
         params: the method's hyperparameters, with those of its shared expert's method under ``shared``.
         router, seed: None where the result does not depend on them.
+        split: that is scored: test, or validation to choose hyperparameters by.
         route: how the method finds w(x): None, "task" or "router".
     """
 
@@ -36,6 +38,7 @@ class Job:
     router: Mapping | None
     protocol: str
     seed: int | None
+    split: str
     route: str | None
 
     @property
@@ -45,7 +48,8 @@ class Job:
         shared = f" shared={self.params['shared']['method']}" if "shared" in self.params else ""
         router = f" router={self.router['name']}" if self.router else ""
         seed = "" if self.seed is None else f" seed={self.seed}"
-        return f"{self.suite} {self.protocol:6} {self.method}{shared}{values}{router}{seed}"
+        split = "" if self.split == "test" else f" split={self.split}"
+        return f"{self.suite} {self.protocol:6} {self.method}{shared}{values}{router}{seed}{split}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
         FileNotFoundError: a local source is not there.
     """
     one_of("protocol", config["protocol"], PROTOCOLS)
+    one_of("split", config["split"], SPLITS)
     signature = checked_signature(names["method"], config["method"])
     params = hyperparameters(config["method"])
     seeded = "seed" in signature.arguments
@@ -82,12 +87,12 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
         seeded |= names["router"] != "oracle"
     suite_id = _hash(suite_identity(config["suite"]))
     seed = config["seed"] if seeded else None
-    run_id = _hash([suite_id, names["method"], params, router, config["protocol"], seed])
+    identity = [suite_id, names["method"], params, router, config["protocol"], seed]
+    run_id = _hash(identity + ([] if config["split"] == "test" else [config["split"]]))
     suite = config["suite"]["name"]
     base = suite_identity(config["suite"])["base"]
-    return Job(
-        run_id, suite, suite_id, base, names["method"], params, router, config["protocol"], seed, signature.route
-    )
+    chosen = (names["method"], params, router, config["protocol"], seed, config["split"])
+    return Job(run_id, suite, suite_id, base, *chosen, signature.route)
 
 
 def suite_identity(suite: Mapping) -> dict:
@@ -103,7 +108,8 @@ def suite_identity(suite: Mapping) -> dict:
         raise ValueError(f"{who}: checkpoints are of {', '.join(checkpoints)}, tasks {', '.join(suite['tasks'])}")
     experts = suite["finetune"] or {t: assets.fingerprint(s) for t, s in checkpoints.items()}
     tasks = {name: task_identity(task) for name, task in suite["tasks"].items()}
-    return {"base": assets.fingerprint(suite["base"]), "experts": experts, "tasks": tasks}
+    limit = {} if suite.get("limit") is None else {"limit": suite["limit"]}
+    return {"base": assets.fingerprint(suite["base"]), "experts": experts, "tasks": tasks} | limit
 
 
 def task_identity(task: Mapping) -> dict:

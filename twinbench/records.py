@@ -1,12 +1,13 @@
 """Records: measured numbers, one JSON line each, one file per run, written once and never edited.
 
-``RESULTS/records/TIME-RUN_ID.jsonl`` holds a run's rows; ``RESULTS/predictions/RUN_ID.parquet`` its test predictions.
+``RESULTS/records/TIME-RUN_ID.jsonl`` holds a run's rows; ``RESULTS/predictions/RUN_ID.parquet`` its predictions;
+``RESULTS/sweeps/EXPERIMENT.json`` which runs an experiment consisted of when it was last run.
 A file appears under its name only when it is whole, so a killed process leaves nothing half-written to read.
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,17 +66,39 @@ def latest(rows: Iterable[Mapping]) -> list[dict]:
 
 
 def write_predictions(results_dir: Path, run_id: str, frame: "pd.DataFrame") -> None:
-    """Write a run's test predictions (task, row, label, prediction, route), all or nothing."""
+    """Write a run's predictions (task, split, row, label, prediction, route), all or nothing."""
     with _whole_file(results_dir / "predictions" / f"{run_id}.parquet") as part:
         frame.to_parquet(part, compression="zstd")
 
 
 def predictions(results_dir: Path, run_id: str) -> "pd.DataFrame | None":
-    """The test predictions of a run, or None where none were kept."""
+    """The predictions of a run, or None where none were kept."""
     import pandas as pd
 
     path = results_dir / "predictions" / f"{run_id}.parquet"
-    return pd.read_parquet(path) if path.exists() else None
+    if not path.exists():
+        return None
+    frame = pd.read_parquet(path)
+    return frame if "split" in frame else frame.assign(split="test")  # files of before there were others
+
+
+def write_sweep(results_dir: Path, experiment: str, run_ids: Sequence[str]) -> None:
+    """Write which runs an experiment consists of, all or nothing."""
+    with _whole_file(results_dir / "sweeps" / f"{experiment}.json") as part:
+        part.write_text(json.dumps(list(run_ids), indent=0) + "\n", encoding="utf-8")
+
+
+def sweep(results_dir: Path, experiment: str) -> list[str]:
+    """The run_ids of an experiment's last sweep.
+
+    Raises:
+        ValueError: there was none.
+    """
+    path = results_dir / "sweeps" / f"{experiment}.json"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json"))) or "none"
+        raise ValueError(f"no sweep of experiment {experiment!r} in {results_dir}; there are: {known}")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def check_writable(results_dir: Path) -> None:

@@ -32,6 +32,11 @@ class Task:
     def labels(self, split: str) -> np.ndarray:
         return self.splits[split]["label"].to_numpy()
 
+    def scored(self, split: str) -> list[str]:
+        """The splits that are scored where ``split`` is asked for: that one first, and those beside the test."""
+        further = [name for name in self.splits if name not in ("train", "validation", "test")]
+        return [split, *(further if split == "test" else [])]
+
 
 def load_task(
     data: Callable[..., dict[str, pd.DataFrame]],
@@ -43,12 +48,14 @@ def load_task(
     metrics: list[str],
     max_length: int,
     rows: Mapping[str, int | None],
+    limit: int | None = None,
 ) -> Task:
     """Read a task, hold validation rows out of its training data, and check everything that can be wrong with it.
 
     Args:
         data: gives ``train`` and ``test`` frames from the local ``sources``, and others to be scored beside ``test``.
         rows: rows of train, validation and test; None takes what is there (for train: what validation leaves).
+        limit: of what is scored, at most the first so many rows.
 
     Raises:
         ValueError: unknown metric, missing column, empty or too small split, or a label outside its range.
@@ -66,7 +73,10 @@ def load_task(
         "test": _first(frames["test"], rows["test"], f"task {name}: test"),
     }
     further = {split: frame.iloc[: rows["test"]] for split, frame in frames.items() if split not in ("train", "test")}
-    splits = {split: frame.reset_index(drop=True) for split, frame in (splits | further).items()}
+    if limit is not None and limit < 1:
+        raise ValueError(f"task {name}: limit must be at least 1 or null, got {limit}")
+    scored = {split: frame.iloc[:limit] for split, frame in {"test": splits["test"], **further}.items()}
+    splits = {split: frame.reset_index(drop=True) for split, frame in (splits | scored).items()}
     return Task(name, tuple(columns), tuple(classes) if classes else None, tuple(metrics), max_length, splits)
 
 

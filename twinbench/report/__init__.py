@@ -1,6 +1,6 @@
-"""Records -> leaderboard: tables, figures and one page per suite, a function of the records alone.
+"""Records -> leaderboard: tables, figures and one page per suite or experiment, a function of the records alone.
 
-``RESULTS/reports/SUITE/`` holds ``index.html``, ``leaderboard.md``, ``leaderboard.tex``, ``experts.md``, one CSV per
+``RESULTS/reports/NAME/`` holds ``index.html``, ``leaderboard.md``, ``leaderboard.tex``, ``experts.md``, one CSV per
 table at full precision and ``figures/``. It is regenerated as a whole: the same records give the same bytes, and what
 an earlier report had and this one has not is removed.
 """
@@ -19,12 +19,15 @@ REFERENCE = "twin_merging"
 SHOWN = ("normalized", "raw", "storage", "time", "router", "failed")  # the tables of leaderboard.md
 
 
-def make(results_dir: Path, suite: str, *, reference: str = REFERENCE) -> dict:
-    """Write the report of ``suite`` and return what is in it.
+def make(
+    results_dir: Path, *, suite: str | None = None, experiment: str | None = None, reference: str = REFERENCE
+) -> dict:
+    """Write a report and return what is in it.
 
     Args:
-        results_dir: folder with ``records/`` and ``predictions/``.
-        suite: name of the suite.
+        results_dir: folder with ``records/``, ``predictions/`` and ``sweeps/``.
+        suite: the report is of all runs on the test split of this suite; or
+        experiment: of the runs of this experiment's last sweep, whatever they score.
         reference: the method, or the label of the row, that differences are taken to. The default may be absent (then
             there are no differences); any other must exist.
 
@@ -33,30 +36,45 @@ def make(results_dir: Path, suite: str, *, reference: str = REFERENCE) -> dict:
         tables as text.
 
     Raises:
-        ValueError: no records of that suite, no row called ``reference``, or a malformed record.
+        ValueError: no records of that suite or experiment, no row called ``reference``, or a malformed record.
         OSError: the folder cannot be written to.
     """
     from twinbench import records
     from twinbench.report import blocks, intervals
 
-    rows = records.latest(records.read(results_dir))
-    found = blocks.blocks(rows, suite)
+    mine = _chosen(records.latest(records.read(results_dir)), suite, experiment, results_dir)
+    found, name = blocks.blocks(mine), experiment or suite
     _check_reference(found, reference)
     with ThreadPoolExecutor(1) as pool:  # numpy resamples while Python imports matplotlib
         draws = pool.submit(intervals.draws, results_dir, found)
         from twinbench.report import page, sections, text
 
-        made = sections.make(found, draws.result(), suite, reference)
-    command = f"python -m twinbench.report suite={suite} results_dir={_relative(results_dir)} reference={reference}"
-    mine = [row for row in rows if row["suite"] == suite]
-    folder = results_dir / "reports" / suite
-    _write(folder, {"index.html": page.render(suite, made, mine, command).encode()} | _files(suite, made))
+        made = sections.make(found, draws.result(), name, reference, older=experiment is None)
+    which = f"experiment={experiment}" if experiment else f"suite={suite}"
+    command = f"python -m twinbench.report {which} results_dir={_relative(results_dir)} reference={reference}"
+    folder = results_dir / "reports" / name
+    _write(folder, {"index.html": page.render(name, made, mine, command).encode()} | _files(name, made))
     return {
         "tables": {section.file(name): table for section in made for name, table in section.tables.items()},
         "figures": {s.file(name): folder / "figures" / f"{s.file(name)}.png" for s in made for name in s.figures},
         "folder": folder,
-        "summary": text.document(suite, [section for section in made if not section.older], ("normalized", "failed")),
+        "summary": text.document(name, [section for section in made if not section.older], ("normalized", "failed")),
     }
+
+
+def _chosen(rows: list[dict], suite: str | None, experiment: str | None, results_dir: Path) -> list[dict]:
+    """The records that a report is of."""
+    from twinbench import records
+
+    if experiment:
+        run_ids = set(records.sweep(results_dir, experiment))
+        return [row for row in rows if row["run_id"] in run_ids]
+    mine = [row for row in rows if row["suite"] == suite]
+    other = {row["run_id"] for row in mine if row["split"] == "validation"}
+    if not mine:
+        known = ", ".join(sorted({row["suite"] for row in rows})) or "none"
+        raise ValueError(f"no records of suite {suite!r}; suites with records: {known}")
+    return [row for row in mine if row["run_id"] not in other]
 
 
 def _check_reference(found: "list[Block]", reference: str) -> None:
@@ -68,20 +86,20 @@ def _check_reference(found: "list[Block]", reference: str) -> None:
     raise ValueError(f"no row called reference={reference!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
-def _files(suite: str, made: "list[Section]") -> dict[str, bytes]:
+def _files(name: str, made: "list[Section]") -> dict[str, bytes]:
     """Every file of the report but the page: path inside the folder -> content."""
     from twinbench.report import text
 
-    files = {"leaderboard.md": text.document(suite, made, SHOWN).encode()}
+    files = {"leaderboard.md": text.document(name, made, SHOWN).encode()}
     if any("experts" in section.tables for section in made):
-        files["experts.md"] = text.document(suite, made, ("experts",)).encode()
+        files["experts.md"] = text.document(name, made, ("experts",)).encode()
     if "normalized" in made[0].tables:
-        files["leaderboard.tex"] = text.latex(suite, made[0]).encode()
+        files["leaderboard.tex"] = text.latex(name, made[0]).encode()
     for section in made:
-        for name, table in section.tables.items():
-            files[f"{section.file(name)}.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
-        for name, pictures in section.figures.items():
-            files |= {f"figures/{section.file(name)}.{kind}": data for kind, data in pictures.items()}
+        for title, table in section.tables.items():
+            files[f"{section.file(title)}.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
+        for title, pictures in section.figures.items():
+            files |= {f"figures/{section.file(title)}.{kind}": data for kind, data in pictures.items()}
     return files
 
 

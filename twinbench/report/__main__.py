@@ -1,9 +1,10 @@
-"""Regenerate a suite's tables, figures and page from its records alone.
+"""Regenerate tables, figures and page of a suite or an experiment from its records alone.
 
-Usage: python -m twinbench.report suite=NAME [results_dir=results/local] [reference=twin_merging]
+Usage: python -m twinbench.report suite=NAME|experiment=NAME [results_dir=results/local] [reference=twin_merging]
 
-  suite        whose records to report
-  results_dir  folder with records/ and predictions/; the report goes to its reports/NAME/
+  suite        report all its runs on the test split; or
+  experiment   report the runs of this experiment
+  results_dir  folder with records/, predictions/ and sweeps/; the report goes to its reports/NAME/
   reference    method or row that differences are taken to
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from twinbench.report import REFERENCE, make
 
-KEYS = ("suite", "results_dir", "reference")
+KEYS = ("suite", "experiment", "results_dir", "reference")
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         settings = parse(arguments)
-        report = make(Path(settings["results_dir"]), settings["suite"], reference=settings["reference"])
+        report = make(Path(settings.pop("results_dir")), **settings)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -36,7 +37,7 @@ def parse(arguments: list[str]) -> dict[str, str]:
     """The settings in ``key=value`` arguments over the defaults.
 
     Raises:
-        ValueError: an argument is not ``key=value``, a key is unknown, or there is no suite.
+        ValueError: an argument is not ``key=value``, a key is unknown, or not one of suite and experiment is there.
     """
     settings = {"results_dir": "results/local", "reference": REFERENCE}
     for argument in arguments:
@@ -47,8 +48,8 @@ def parse(arguments: list[str]) -> dict[str, str]:
             near = get_close_matches(key, KEYS, 1, 0)[0]
             raise ValueError(f"unknown setting {key!r}; did you mean {near!r}?")
         settings[key] = value
-    if "suite" not in settings:
-        raise ValueError("suite=NAME is missing")
+    if len({"suite", "experiment"} & settings.keys()) != 1:
+        raise ValueError("give suite=NAME or experiment=NAME")
     return settings
 
 

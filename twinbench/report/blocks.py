@@ -1,7 +1,7 @@
 """Records -> blocks of labelled rows: what may stand in one table, and what each line of it is called.
 
-A block holds the runs of one (suite_id, protocol): scores of other experts, other data or another protocol are not
-comparable, so they never share a table. A row is one (method, params, router); its runs differ in the seed only.
+A block holds the runs of one (suite_id, split, protocol): scores of other experts, other data or another protocol are
+not comparable, so they never share a table. A row is one (method, params, router); its runs differ in the seed only.
 """
 
 import json
@@ -14,7 +14,10 @@ Column = tuple[str, str]  # (task, metric)
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run; ``scores`` holds each task's primary metric, ``others`` every other one, raw."""
+    """One finished run; ``scores`` holds each task's primary metric, ``others`` every other one, raw.
+
+    A metric on a split beside the scored one is called ``METRIC on SPLIT``.
+    """
 
     run_id: str
     seed: int | None
@@ -36,13 +39,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """The comparable rows of one (suite_id, protocol).
+    """The comparable rows of one (suite_id, split, protocol).
 
     ``individual`` are the runs every score is divided by: each task by its own expert, strict, task known.
     ``failed`` pairs a label with the record of a run that has no result.
     """
 
     suite_id: str
+    split: str
     protocol: str
     columns: list[Column]
     rows: list[Row]
@@ -60,34 +64,25 @@ class Block:
         return min(rows, key=lambda row: (row.oracle, -len(row.runs)), default=None)
 
 
-def blocks(rows: Iterable[Mapping], suite: str) -> list[Block]:
-    """The suite's blocks, newest suite_id first, each with its protocols in the order of ``PROTOCOLS``.
+def blocks(rows: Iterable[Mapping]) -> list[Block]:
+    """The blocks of some runs: newest suite_id first, then the test split, then in the order of ``PROTOCOLS``.
 
     Args:
-        rows: records as ``records.latest`` gives them; only the test split counts.
-        suite: the suite's name.
-
-    Raises:
-        ValueError: no record is of that suite.
+        rows: records as ``records.latest`` gives them.
     """
-    rows = [row for row in rows if row["split"] in ("test", None)]
-    mine = [row for row in rows if row["suite"] == suite]
-    if not mine:
-        known = ", ".join(sorted({row["suite"] for row in rows})) or "none"
-        raise ValueError(f"no records of suite {suite!r}; suites with records: {known}")
-    runs = _newest_runs(mine)
+    runs = _newest_runs(list(rows))
     ids = sorted({_suite_id(run) for run in runs}, key=lambda name: _freshness(runs, name), reverse=True)
     found = []
-    for suite_id in ids:
-        family = [run for run in runs if _suite_id(run) == suite_id]
+    for suite_id, split in ((name, split) for name in ids for split in ("test", "validation")):
+        family = [run for run in runs if (_suite_id(run), _split(run)) == (suite_id, split)]
         names = sorted({run[0]["protocol"] for run in family}, key=_protocol_order)
         rows_of = {name: _rows([run for run in family if run[0]["protocol"] == name]) for name in names}
-        found += _family_blocks(suite_id, rows_of)
+        found += _family_blocks(suite_id, split, rows_of)
     return found
 
 
-def _family_blocks(suite_id: str, rows_of: dict[str, tuple[list[Row], list]]) -> list[Block]:
-    """The blocks of one suite_id, with its column order and its normalizing runs."""
+def _family_blocks(suite_id: str, split: str, rows_of: dict[str, tuple[list[Row], list]]) -> list[Block]:
+    """The blocks of one suite_id and split, with its column order and its normalizing runs."""
     strict = rows_of.get("strict", ([], []))[0]
     individual = [run for row in strict if row.method == "individual" and row.oracle for run in row.runs]
     everything = individual + [run for rows, _ in rows_of.values() for row in rows for run in row.runs]
@@ -95,6 +90,7 @@ def _family_blocks(suite_id: str, rows_of: dict[str, tuple[list[Row], list]]) ->
     return [
         Block(
             suite_id=suite_id,
+            split=split,
             protocol=protocol,
             columns=columns,
             rows=[row for row in rows if row.method != "expert"],
@@ -107,14 +103,14 @@ def _family_blocks(suite_id: str, rows_of: dict[str, tuple[list[Row], list]]) ->
 
 
 def _newest_runs(rows: list[Mapping]) -> list[list[dict]]:
-    """Per (suite_id, protocol, row, seed) the records of one run: the newest ok one, else the newest failed one."""
+    """Per (suite_id, split, protocol, row, seed) the records of one run: the newest ok one, or else failed one."""
     runs: dict[str, list[dict]] = {}
     for row in rows:
         runs.setdefault(row["run_id"], []).append(dict(row))
     chosen: dict[tuple, list[dict]] = {}
     for run in sorted(runs.values(), key=lambda run: (run[0]["status"] == "ok", run[0]["time"], run[0]["run_id"])):
         head = run[0]
-        chosen[_suite_id(run), head["protocol"], head["seed"], *_identity(head)] = run
+        chosen[_suite_id(run), _split(run), head["protocol"], head["seed"], *_identity(head)] = run
     return sorted(chosen.values(), key=lambda run: (run[0]["time"], run[0]["run_id"]))
 
 
@@ -178,7 +174,12 @@ def _flat(tree: Mapping, prefix: str) -> dict:
 
 def _run(records: list[dict]) -> Run:
     scores = {(row["task"], row["metric"]): row["value"] for row in records if row["primary"]}
-    others = {(row["task"], row["metric"]): row["value"] for row in records if not row["primary"]}
+    split = _split(records)
+    others = {
+        (row["task"], row["metric"] if row["split"] == split else f"{row['metric']} on {row['split']}"): row["value"]
+        for row in records
+        if not row["primary"]
+    }
     return Run(records[0]["run_id"], records[0]["seed"], scores, others, records)
 
 
@@ -188,6 +189,11 @@ def _identity(record: Mapping) -> tuple[str, str]:
 
 def _suite_id(run: list[dict]) -> str:
     return run[0]["suite_id"] or "unknown"  # a run can fail before its suite is known
+
+
+def _split(run: list[dict]) -> str:
+    """The split that a run was asked to score; what it scored beside it is in no primary record."""
+    return next((row["split"] for row in run if row["primary"]), run[0]["split"]) or "test"
 
 
 def _freshness(runs: list[list[dict]], suite_id: str) -> tuple[bool, str]:

@@ -25,16 +25,18 @@ Draws = dict[tuple[str, Column], np.ndarray]  # (run_id, column) -> the score of
 
 
 def draws(results_dir: Path, found: list[Block]) -> Draws:
-    """Resampled scores of every run in ``found`` that kept its predictions; runs of one suite_id share their draws.
+    """Resampled scores of every run in ``found`` that kept its predictions; runs of one suite_id and split share their
+    draws.
 
     Raises:
         ValueError: two runs of a suite_id predicted different rows of a task, or hold different labels.
     """
     scores = {}
-    for suite_id in dict.fromkeys(block.suite_id for block in found):
-        family = [block for block in found if block.suite_id == suite_id]
+    for suite_id, split in dict.fromkeys((block.suite_id, block.split) for block in found):
+        family = [block for block in found if (block.suite_id, block.split) == (suite_id, split)]
         runs = [run.run_id for block in family for row in block.rows for run in row.runs]
         frames = {run: frame for run in runs if (frame := records.predictions(results_dir, run)) is not None}
+        frames = {run: frame[frame["split"] == split] for run, frame in frames.items()}
         scores |= resample(frames, family[0].columns)
     return scores
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 
 from twinbench.report import text
-from twinbench.report.sections import TITLES, Section
+from twinbench.report.sections import Section, title
 
 
 def render(suite: str, sections: list[Section], records: list[dict], command: str) -> str:
@@ -26,7 +26,7 @@ def render(suite: str, sections: list[Section], records: list[dict], command: st
             "sentence": text.PROTOCOLS[section.block.protocol],
             "notes": section.notes,
             "tables": [_table(section, name) for name in text.TITLES if name in section.tables],
-            "figures": [(TITLES[name], _inline(files["svg"])) for name, files in section.figures.items()],
+            "figures": [(title(name), _inline(files["svg"])) for name, files in section.figures.items()],
         }
         for section in sections
     ]

@@ -135,6 +135,45 @@ def averages(table: pd.DataFrame, methods: Mapping[str, str], marks: Styles, tit
 
 
 @mpl.rc_context(STYLE)
+def curves(
+    table: pd.DataFrame,
+    setting: str,
+    bounds: Iterable[float],
+    methods: Mapping[str, str],
+    marks: Styles,
+    title: str,
+    subtitle: str,
+) -> Figure:
+    """Average normalized score against a setting, a line per curve, with its interval.
+
+    Args:
+        table: columns curve, value, average, average_low, average_high.
+        bounds: averages drawn as dashed lines.
+        methods: the method of each curve.
+    """
+    figure, ax = _axes(0.75, 5.6, 3.8, 0.72, right=0.3, bottom=0.6, title=title, subtitle=subtitle)
+    for bound in bounds:
+        ax.axhline(bound, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+    shades = list(dict.fromkeys(methods[name] for name in table["curve"]))
+    for number, (name, curve) in enumerate(table.groupby("curve", sort=False)):
+        colour, marker = marks[methods[name]]
+        if len(shades) < table["curve"].nunique():  # several curves of one method
+            colour = COLOURS[number % len(COLOURS)]
+        ax.fill_between(curve["value"], curve["average_low"], curve["average_high"], color=colour, alpha=0.15, lw=0)
+        ax.plot(curve["value"], curve["average"], color=colour, marker=marker, markersize=5, label=name)
+    values = np.unique(table["value"])
+    if values[0] > 0 and values[-1] / values[0] >= 20:
+        ax.set_xscale("log")
+    ax.set_xticks(values, [f"{value:g}" for value in values])
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel=setting, ylabel="average normalized score (%)")
+    ax.grid(color=LINE, lw=0.6)
+    ax.set_axisbelow(True)
+    ax.legend(frameon=False, fontsize=7.5)
+    return figure
+
+
+@mpl.rc_context(STYLE)
 def storage(points: pd.DataFrame, methods: Mapping[str, str], marks: Styles, title: str, subtitle: str) -> Figure:
     """Average normalized score over total storage.
 

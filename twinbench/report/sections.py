@@ -1,13 +1,13 @@
 """Block -> section: its tables, the notes on them and its figures, under the names that their files carry."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from twinbench.report import plots, tables
+from twinbench.report import plots, tables, text
 from twinbench.report.blocks import Block
 from twinbench.report.intervals import Draws
 
@@ -20,34 +20,47 @@ TITLES = {
 }
 
 
+def title(name: str) -> str:
+    """The title of the figure called ``name``."""
+    return TITLES.get(name) or f"Average normalized score by {name.removeprefix('curve_')}"
+
+
 @dataclass(frozen=True)
 class Section:
     """What the report shows of one block; ``figures`` holds the ``svg`` and ``png`` bytes of each."""
 
     block: Block
-    older: bool  # of a suite_id that is not the newest
+    several: bool  # suite_ids in the report, so that the block's own belongs to its name
+    older: bool  # of a suite_id that is not the newest of its suite
     tables: dict[str, pd.DataFrame]
     notes: list[str]
     figures: dict[str, dict[str, bytes]]
 
     def file(self, name: str) -> str:
         """The stem of a table's or figure's files; the expert matrix is plainly ``experts`` where it is strict."""
-        slug = f"{self.block.protocol}_{self.block.suite_id}" if self.older else self.block.protocol
+        split = "" if self.block.split == "test" else f"_{self.block.split}"
+        slug = f"{self.block.protocol}{split}" + (f"_{self.block.suite_id}" if self.several else "")
         return name if (name, slug) == ("experts", "strict") else f"{slug}_{name}"
 
 
-def make(found: list[Block], draws: Draws, suite: str, reference: str) -> list[Section]:
-    """One section per block; only the newest suite_id's (the first block's) are drawn."""
+def make(found: list[Block], draws: Draws, name: str, reference: str, *, older: bool) -> list[Section]:
+    """One section per block.
+
+    Args:
+        name: of the report.
+        older: whether suite_ids other than the first block's are older versions, which are not drawn.
+    """
     main = found[0].suite_id
     marks = plots.styles((row.method for block in found for row in block.rows), _method(found, reference))
     sections = []
     for block in found:
-        older = block.suite_id != main
+        other = block.suite_id != main
         made = tables.make(block, draws, reference)
         notes = tables.notes(block, made["normalized"], reference) if "normalized" in made else []
-        drawn = [] if older else _draw(block, made, suite, reference, marks)
-        figures = {name: plots.render(figure, f"{block.protocol}_{name}") for name, figure in drawn}
-        sections.append(Section(block, older, made, notes, figures))
+        section = Section(block, other, other and older, made, notes, {})
+        drawn = [] if section.older else _draw(section, name, reference, marks)
+        figures = {title: plots.render(figure, section.file(title)) for title, figure in drawn}
+        sections.append(replace(section, figures=figures))
     return sections
 
 
@@ -56,9 +69,10 @@ def _method(found: list[Block], reference: str) -> str:
     return next((row.method for block in found if (row := block.find(reference))), reference)
 
 
-def _draw(block: Block, made: dict, suite: str, reference: str, marks: plots.Styles) -> Iterator[tuple[str, Figure]]:
-    """The block's figures that have something to show, by name."""
-    where = f"{suite}, {block.protocol} protocol."
+def _draw(section: Section, name: str, reference: str, marks: plots.Styles) -> Iterator[tuple[str, Figure]]:
+    """The section's figures that have something to show, by name."""
+    block, made = section.block, section.tables
+    where = f"{name}, {text.heading(section)}."
     methods = {row.label: row.method for row in block.rows}
     tasks = [task for task, _ in block.columns]
     table = made.get("normalized", pd.DataFrame({"average": []}))
@@ -69,6 +83,11 @@ def _draw(block: Block, made: dict, suite: str, reference: str, marks: plots.Sty
         yield "scores", plots.heat(scores, share, TITLES["scores"], note, apart=2)
         note = f"{where} Lines: 95 % bootstrap intervals over test examples; dashed: individual and pretrained."
         yield "averages", plots.averages(table, methods, marks, TITLES["averages"], note)
+        for key, curve in tables.curves(block, table).items():
+            methods_of = {name: name.partition(" (")[0] for name in curve["curve"]}
+            bounds = table.loc[table["role"] != "", "average"]
+            note = f"{where} Shaded: 95 % bootstrap intervals over {block.split} examples; dashed: the bounds."
+            yield f"curve_{key}", plots.curves(curve, key, bounds, methods_of, marks, title(f"curve_{key}"), note)
         points = table.merge(made["storage"], on="method").dropna(subset="average")
         note = f"{where} Up is better, left is smaller."
         yield "storage", plots.storage(points, methods, marks, TITLES["storage"], note)

@@ -1,12 +1,13 @@
 """Block -> DataFrames at full precision, one unit each. Missing is NaN and is never averaged over."""
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from twinbench.report import intervals
-from twinbench.report.blocks import Block, Column, Row, Run
+from twinbench.report.blocks import Block, Column, Row, Run, labels
 
 ROUTER_ACCURACY = "router_accuracy"
 ROUTED_TO = "routed_to/"
@@ -132,6 +133,37 @@ def _cells(runs: list[Mapping[Column, float]], heads: Mapping[Column, str], ones
         each = np.column_stack([each, each.mean(axis=1)])
         cells |= {f"{name}_std": std for name, std in zip(names, each.std(axis=0, ddof=1).tolist(), strict=True)}
     return cells
+
+
+def curves(block: Block, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Per numeric setting of which rows that are alike otherwise have three values or more: average against value.
+
+    Args:
+        table: the block's normalized table.
+
+    Returns:
+        Per setting a table with the columns curve (the method, and what else tells the curves apart), value, average,
+        average_low and average_high, in the order of curve and value.
+    """
+    scores = table.set_index("method")[["average", "average_low", "average_high"]].to_dict("index")
+    found: dict[str, dict[tuple, list]] = {}
+    for row in block.rows:
+        for key, value in row.settings.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                rest = {name: other for name, other in row.settings.items() if name != key}
+                place = row.method, json.dumps(rest, sort_keys=True)
+                found.setdefault(key, {}).setdefault(place, []).append({"value": value} | scores[row.label])
+    made = {}
+    for key, groups in found.items():
+        long = {place: points for place, points in groups.items() if len(points) > 2}
+        names = {}
+        for method in dict.fromkeys(method for method, _ in long):
+            same = [place for place in long if place[0] == method]
+            names |= zip(same, labels(method, [json.loads(rest) for _, rest in same]), strict=True)
+        lines = [{"curve": names[place]} | point for place, points in long.items() for point in points]
+        if lines:
+            made[key] = pd.DataFrame(lines).sort_values(["curve", "value"], ignore_index=True)
+    return made
 
 
 def storage(rows: list[Row]) -> pd.DataFrame:

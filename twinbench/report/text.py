@@ -63,8 +63,11 @@ def document(suite: str, sections: "list[Section]", names: tuple[str, ...]) -> s
 
 
 def heading(section: "Section") -> str:
-    """A section's name: its protocol and, below the newest experts and data, which ones it is about."""
-    return f"{section.block.protocol} protocol" + (f", suite_id {section.block.suite_id}" if section.older else "")
+    """A section's name: its protocol, its split where that is not the test, and its tasks where that tells it apart."""
+    block = section.block
+    parts = [f"{block.protocol} protocol"] + ([] if block.split == "test" else [f"{block.split} split"])
+    parts += [f"{len(block.columns)} tasks, suite_id {block.suite_id}"] if section.several else []
+    return ", ".join(parts)
 
 
 def shown(name: str, table: pd.DataFrame) -> pd.DataFrame:
