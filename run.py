@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
 def run(cfg: DictConfig) -> dict[str, str]:
     """Plan, skip or measure one configuration; its run_id and status (planned, done, skipped, ok, failed)."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config["suite"] = plan.narrowed(config["suite"])
     choices = HydraConfig.get().runtime.choices
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
     job = plan.job(config, names)

@@ -97,6 +97,7 @@ def write_suite(root: Path, conf: Path, **changes) -> None:
         "base": {"path": str(root / "base")},
         "tasks": tasks,
         "finetune": None,
+        "only": None,
         "checkpoints": {task: {"path": str(root / "experts" / task)} for task in CLASSES},
     }
     (conf / "suite").mkdir(parents=True, exist_ok=True)

@@ -293,6 +293,17 @@ def test_what_is_scored_beside_the_test_counts_in_no_average(bench, family, tmp_
     assert set(made["tables"]["strict_raw"].columns) & {"letters (accuracy)", "colours (accuracy)"}
 
 
+def test_a_suite_can_be_narrowed_to_some_tasks(bench, family, tmp_path):
+    assert bench("method=twin_merging", "suite.only=[size,letters]", "+suite.limit=7") == "ok"
+    rows = records.read(bench.results)
+    assert list(dict.fromkeys(row["task"] for row in rows)) == ["size", "letters"]
+    assert {row["n"] for row in rows} == {7}
+    with pytest.raises(ValueError, match=r"unknown task in suite\.only 'letter'; did you mean 'letters'"):
+        bench("suite.only=[letter]")
+    assert bench("method=twin_merging", "suite.only=null") == "ok"
+    assert len({row["suite_id"] for row in records.read(bench.results)}) == 2
+
+
 def test_a_killed_sweep_resumes_where_it_was(family, tmp_path):
     conf, results = family / "conf", tmp_path / "results"
     methods = "individual,average,pretrained,task_arithmetic,ties,dare"

@@ -44,12 +44,13 @@ class Job:
     @property
     def label(self) -> str:
         """The configuration in one line, for a person."""
-        values = "".join(f" {key}={value}" for key, value in self.params.items() if key != "shared")
-        shared = f" shared={self.params['shared']['method']}" if "shared" in self.params else ""
+        shown = {key: value for key, value in self.params.items() if key != "shared"}
+        shown |= {f"shared.{key}": value for key, value in self.params.get("shared", {}).items()}
+        values = "".join(f" {key}={value}" for key, value in shown.items() if value is not None)
         router = f" router={self.router['name']}" if self.router else ""
         seed = "" if self.seed is None else f" seed={self.seed}"
         split = "" if self.split == "test" else f" split={self.split}"
-        return f"{self.suite} {self.protocol:6} {self.method}{shared}{values}{router}{seed}{split}"
+        return f"{self.suite} {self.protocol:6} {self.method}{values}{router}{seed}{split}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,23 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
     base = suite_identity(config["suite"])["base"]
     chosen = (names["method"], params, router, config["protocol"], seed, config["split"])
     return Job(run_id, suite, suite_id, base, *chosen, signature.route)
+
+
+def narrowed(suite: Mapping) -> dict:
+    """The suite with the tasks that its ``only`` lists (and their order); null or no such key keeps all.
+
+    Raises:
+        ValueError: an unknown task, or none.
+    """
+    only = suite.get("only")
+    if only is None:
+        return dict(suite)
+    if not only:
+        raise ValueError("suite.only must list at least one task, or be null")
+    for task in only:
+        one_of("task in suite.only", task, suite["tasks"])
+    kept = {key: suite[key] and {task: suite[key][task] for task in only} for key in ("tasks", "checkpoints")}
+    return dict(suite) | kept
 
 
 def suite_identity(suite: Mapping) -> dict:
