@@ -12,7 +12,7 @@ import pytest
 
 from twinbench import records
 from twinbench.metrics import score
-from twinbench.report import blocks, intervals, make, tables
+from twinbench.report import blocks, intervals, literature, make, tables
 from twinbench.report.text import shown
 
 ROOT = Path(__file__).parents[1]
@@ -352,3 +352,27 @@ def test_suite_that_only_failed_still_has_a_report(tmp_path):
     report = make(tmp_path, suite="toy")
     assert list(report["tables"]) == ["strict_failed"] and report["figures"] == {}
     assert "no message" in (report["folder"] / "index.html").read_text(encoding="utf-8")
+
+
+def test_published_scores_stand_apart_and_are_subtracted_only_from_the_same_work(tmp_path, monkeypatch):
+    """Under their own protocol, with their source, and never as one of our rows."""
+    fields = {"source": "A paper", "where": "Table 1", "how": "quoted", "checkpoints": "theirs", "base": "me/base"}
+    fields |= {"protocol": "paper", "unit": "normalized %", "note": ""}
+    numbers = [("average", "topic", 60.0), ("average", "average", 61.5), ("ties", "average", 70.0)]
+    lines = [fields | {"method": method, "task": task, "value": value} for method, task, value in numbers]
+    lines.append(fields | {"method": "average", "task": "mood", "value": 99.0, "unit": "points"})
+    (tmp_path / "literature").mkdir()
+    pd.DataFrame(lines).to_csv(tmp_path / "literature" / "toy.csv", index=False)
+    monkeypatch.setattr(literature, "FOLDER", tmp_path / "literature")
+    add_run(tmp_path, "a0", "individual", guess(0.95), router={"name": "oracle"})
+    for run_id, method, base in (("p0", "average", "hub:me/base@1"), ("p1", "ties", "hub:you/base@1")):
+        add_run(tmp_path, run_id, method, guess(0.5), protocol="paper", base=base)
+    found = computed(tmp_path)
+    assert "published" not in found["new", "strict"]
+    normalized, published = (found["new", "paper"][name].set_index("method") for name in ("normalized", "published"))
+    assert published.loc["average", "topic"] == 60.0
+    assert published.loc["average", "difference"] == pytest.approx(normalized.loc["average", "average"] - 61.5)
+    assert published.loc["ties", "ours"] == normalized.loc["ties", "average"]
+    assert np.isnan(published.loc["ties", "difference"]), "other experts are other work"
+    assert np.isnan(published.loc["average", "mood"]), "points are no percentages"
+    assert published.loc["ties", "source"] == "A paper, Table 1 (quoted); theirs"

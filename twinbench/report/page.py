@@ -57,7 +57,7 @@ def _cell(head: str, shown: str, values: dict, shaded: bool) -> dict:
         return cell | {"text": score, "under": task}
     if shaded and shown:
         return cell | {"share": min(max(values[head] / 100, 0), 1)}
-    return cell | {"kind": "text"} if head in ("status", "error") else cell
+    return cell | {"kind": "text"} if head in ("status", "error", "source") else cell
 
 
 def _inline(svg: bytes) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from twinbench.report import intervals
+from twinbench.report import intervals, literature
 from twinbench.report.blocks import Block, Column, Row, Run, labels
 
 ROUTER_ACCURACY = "router_accuracy"
@@ -15,7 +15,8 @@ BOUNDS = {"individual": "upper bound", "pretrained": "lower bound"}
 
 
 def make(block: Block, draws: intervals.Draws, reference: str) -> dict[str, pd.DataFrame]:
-    """The block's tables that have lines: normalized, raw, storage, time, router, secondary, experts, failed.
+    """The block's tables that have lines: normalized, raw, storage, time, router, secondary, experts, published,
+    failed.
 
     Args:
         block: its rows, seeds still apart.
@@ -33,6 +34,7 @@ def make(block: Block, draws: intervals.Draws, reference: str) -> dict[str, pd.D
         "router": router(rows, block.columns),
         "secondary": secondary(rows),
         "experts": experts(block),
+        "published": literature.published(block, table),
         "failed": failed(block),
     }
     return {name: table for name, table in tables.items() if len(table)}

@@ -15,6 +15,7 @@ TITLES = {
     "time": "Time (s)",
     "router": "Router accuracy (%)",
     "experts": "Each expert on each task (points)",
+    "published": "Published scores (normalized, %)",
     "failed": "Failed runs",
 }
 CAPTIONS = {
@@ -25,6 +26,8 @@ CAPTIONS = {
     "time": "Merging and making the router: once. Evaluation: the sum over all tasks.",
     "router": "Share of a task's test rows whose largest router weight is on the task's own expert.",
     "experts": "×100. Row: the one expert used. Column: the task. The diagonal is each expert on its own task.",
+    "published": "As others published them, with their checkpoints and evaluation sets. Ours: the average of our row "
+    "of that name. Difference: ours - theirs, only where base and experts are the same.",
     "failed": "These ended in an error and have no result.",
 }
 
@@ -84,7 +87,7 @@ def shown(name: str, table: pd.DataFrame) -> pd.DataFrame:
         if column == "seeds":
             cells |= _seeds(table)
         elif not column.endswith("_std"):
-            cells[column] = _column(table, column, str if column in ("method", "expert") else digits)
+            cells[column] = _column(table, column, str if column in ("method", "expert", "source") else digits)
     return pd.DataFrame(cells)
 
 
@@ -135,7 +138,7 @@ def markdown(cells: pd.DataFrame) -> str:
     for name, *column in zip(*lines, strict=True):
         column = [cell.replace("|", "\\|") for cell in (name, *column)]
         width = max(3, *map(len, column))
-        plain = name in ("method", "expert", "status", "error")
+        plain = name in ("method", "expert", "status", "error", "source")
         rule = "-" * width if plain else "-" * (width - 1) + ":"
         padded = [cell.ljust(width) if plain else cell.rjust(width) for cell in column]
         columns.append([padded[0], rule, *padded[1:]])
