@@ -3,11 +3,24 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from conftest import WORDS, command
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+)
 
+from twinbench import records
 from twinbench.assets import fetch
 from twinbench.task import load_task
 
@@ -48,3 +61,89 @@ def test_real_data_fits_the_task_files(suite):
         pairs = {split: set(map(tuple, frame[list(task.columns)].to_numpy())) for split, frame in task.splits.items()}
         assert len(pairs["validation"] & pairs["train"]) <= 0.02 * len(pairs["validation"]), "GLUE repeats a few rows"
         assert ("validation_mismatched_1k" in task.splits) == (name == "mnli")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> Path:
+    """A Hugging Face cache with tiny models and tables in the layout and under the names that the hub has."""
+    home = tmp_path_factory.mktemp("hub")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", ["suite=glue_roberta"]), resolve=True)["suite"]
+    draw = np.random.default_rng(0)
+    base = snapshot(home, "models", config["base"])
+    byte_pairs = ByteLevelBPETokenizer()
+    byte_pairs.train_from_iterator([" ".join(WORDS)], 400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    byte_pairs.save_model(str(base))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"vocab_size": 400, "max_position_embeddings": 132, "type_vocab_size": 1}
+    torch.manual_seed(0)
+    pretrained = RobertaForMaskedLM(RobertaConfig(**sizes))
+    pretrained.save_pretrained(base)
+    for name, task in config["tasks"].items():
+        labels = len(task["classes"]) if task["classes"] else 1
+        expert = RobertaForSequenceClassification(RobertaConfig(**sizes, num_labels=labels))
+        expert.roberta.load_state_dict(pretrained.roberta.state_dict())
+        with torch.no_grad():
+            for parameter in expert.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        source = config["checkpoints"][name]
+        folder = snapshot(home, "models", source) / source["folder"]
+        expert.save_pretrained(folder)
+        byte_pairs.save_model(str(folder))
+        data = snapshot(home, "datasets", task["sources"]["folder"]) / name
+        data.mkdir()
+        further = ["validation_mismatched"] if name == "mnli" else []
+        for split, rows in [("train", 60), (task["data"]["test"], 12), *((split, 9) for split in further)]:
+            frame = {column: [" ".join(draw.choice(WORDS, 6)) for _ in range(rows)] for column in task["columns"]}
+            frame["label"] = draw.integers(0, labels, rows) if task["classes"] else draw.uniform(0, 5, rows)
+            pd.DataFrame(frame | {"idx": range(rows)}).to_parquet(data / f"{split}-00000-of-00001.parquet")
+    return home
+
+
+def snapshot(home: Path, kind: str, source: dict) -> Path:
+    """The folder of a repository at a commit, in a Hugging Face cache."""
+    repository = home / "hub" / f"{kind}--{source['hub'].replace('/', '--')}"
+    named = source["revision"] == "main"
+    commit = "0" * 40 if named else source["revision"]
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    if named:
+        (repository / "refs" / "main").write_text(commit)
+    folder = repository / "snapshots" / commit
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+ROWS = [f"suite.tasks.{task}.rows.validation=20" for task in TASKS]
+
+
+def test_the_papers_checkpoints_are_read_from_the_hub_as_they_lie_there(hub, tmp_path):
+    given = ["suite=glue_roberta", "router.epochs=2", "wandb.mode=disabled", f"results_dir={tmp_path}", *ROWS]
+    for arguments in (["method=individual"], ["method=twin_merging"], ["method=task_arithmetic", "protocol=paper"]):
+        done = command(*given, *arguments, HF_HOME=str(hub), TWINBENCH_DATA="")
+        assert done.returncode == 0, done.stderr
+    rows = records.read(tmp_path)
+    assert {row["base"] for row in rows} == {"hub:FacebookAI/roberta-base@e2da8e2f811d1448a5b465c236feacd80ffbac7b:"}
+    scored = {(row["task"], row["metric"]): row["n"] for row in rows if row["primary"]}
+    assert scored == {(task, PRIMARY.get(task, "accuracy")): 12 for task in TASKS}
+    beside = {(row["task"], row["split"], row["n"]) for row in rows if row["split"] != "test"}
+    assert beside == {("mnli", "validation_mismatched", 9)}
+    expert = hub / "hub" / "models--lu-vae--roberta-glue" / "snapshots" / ("0" * 40) / "mnli" / "roberta-base_lr1e-05"
+    model, tokenizer = (kind.from_pretrained(expert) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    data = hub / "hub" / "datasets--nyu-mll--glue"
+    frame = pd.read_parquet(next(data.rglob("validation_matched-*.parquet")))
+    batch = tokenizer(frame["premise"].tolist(), frame["hypothesis"].tolist(), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        wanted = model.eval()(**batch).logits.argmax(1).numpy()
+    individual = next(row["run_id"] for row in rows if row["method"] == "individual")
+    predicted = records.predictions(tmp_path, individual)
+    mine = predicted[(predicted["task"] == "mnli") & (predicted["split"] == "test")].sort_values("row")
+    assert (mine["prediction"].to_numpy() == wanted).all()
+
+
+def test_without_hub_and_data_one_message_says_what_to_set(tmp_path):
+    given = ["suite=glue_roberta", "wandb.mode=disabled", f"results_dir={tmp_path}"]
+    done = command(*given, HF_HOME=str(tmp_path / "empty"), TWINBENCH_DATA="")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "cannot fetch FacebookAI/roberta-base" in line and "set path to a local copy" in line
+    assert "Traceback" not in done.stderr
