@@ -7,14 +7,14 @@ Departure from the authors' code: vectors (biases, LayerNorm) are dropped as mat
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from twinbench.compress import generator
 from twinbench.merged import Merged
-from twinbench.state_dict import PIECE, StateDict, by_pieces
+from twinbench.state_dict import PIECE, Combine, StateDict, by_pieces
 
 
 def merge(
@@ -37,7 +37,7 @@ def merge(
     if not math.isfinite(scaling):
         raise ValueError(f"scaling must be finite, got {scaling}")
 
-    def moved(name: str) -> Callable[[Tensor, list[Tensor]], Tensor]:
+    def moved(name: str) -> Combine:
         draws = [generator(seed, task, name) for task in experts]
 
         def combine(origin: Tensor, pieces: list[Tensor]) -> Tensor:

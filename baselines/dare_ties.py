@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from baselines import ties
-from baselines.dare import drop_and_rescale
+from baselines.dare import drop_and_rescale, thinned
+from twinbench.compress import generator
 from twinbench.merged import Merged
+from twinbench.state_dict import Combine, by_pieces
 
 
 def merge(
@@ -34,5 +36,16 @@ def merge(
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep must be in (0, 1], got {keep}")
-    thinned = drop_and_rescale(base, experts, keep, seed)
-    return ties.merge(base, thinned, density=density, scaling=scaling, scope=scope, aggregate=aggregate)
+    whole = drop_and_rescale(base, experts, keep, seed)  # a tensor at a time, for thresholds
+    elect = ties.combiner(base, whole, density, scaling, scope, aggregate)
+
+    def combine(name: str) -> Combine:
+        draws, merge_piece = [generator(seed, task, name) for task in experts], elect(name)
+
+        def merged(origin: Tensor, pieces: list[Tensor]) -> Tensor:
+            drawn = zip(pieces, draws, strict=True)
+            return merge_piece(origin, [origin + thinned(piece - origin, keep, draw) for piece, draw in drawn])
+
+        return merged
+
+    return Merged(by_pieces(base, experts, combine))

@@ -23,9 +23,9 @@ def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
         raise ValueError(f"scaling must be finite, got {scaling}")
 
     def moved(origin: Tensor, pieces: list[Tensor]) -> Tensor:
-        total = torch.zeros_like(origin)
+        total, difference = torch.zeros_like(origin), torch.empty_like(origin)
         for piece in pieces:
-            total += piece - origin
+            total += torch.sub(piece, origin, out=difference)
         return torch.add(origin, total, alpha=scaling)
 
     return Merged(by_pieces(base, experts, lambda name: moved))

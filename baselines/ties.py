@@ -10,7 +10,6 @@ FusionBench) or over each tensor (mergekit); ``aggregate`` is the paper's disjoi
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from twinbench.merged import Merged
-from twinbench.state_dict import PIECE, by_pieces
+from twinbench.state_dict import PIECE, Combine, by_pieces, concurrently
 
 SAMPLE = 1 << 18  # magnitudes from which the threshold is guessed
 BRACKETS = (5.0, 50.0, math.inf)  # standard errors around the guess, one after the other until the threshold is inside
@@ -43,6 +42,18 @@ def merge(
     Raises:
         ValueError: a hyperparameter is out of range.
     """
+    return Merged(by_pieces(base, experts, combiner(base, experts, density, scaling, scope, aggregate)))
+
+
+def combiner(
+    base: Mapping[str, Tensor],
+    experts: Mapping[str, Mapping[str, Tensor]],
+    density: float,
+    scaling: float,
+    scope: str,
+    aggregate: str,
+) -> Callable[[str], Combine]:
+    """What `by_pieces` merges by, its arguments those of `merge`; a global threshold is found here, at once."""
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density}")
     if not math.isfinite(scaling):
@@ -54,11 +65,10 @@ def merge(
 
     thresholds = {}
     if scope == "global":
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            found = pool.map(lambda expert: kept_above(expert, density, base), experts.values())
-            thresholds = dict(zip(experts, found, strict=True))
+        found = concurrently(lambda expert: kept_above(expert, density, base), experts.values())
+        thresholds = dict(zip(experts, found, strict=True))
 
-    def merged(name: str) -> Callable[[Tensor, list[Tensor]], Tensor]:
+    def combine(name: str) -> Combine:
         if scope == "tensor":
             origin = {name: base[name]}
             limits = [kept_above({name: expert[name]}, density, origin) for expert in experts.values()]
@@ -67,7 +77,7 @@ def merge(
         below = [_before(limit) for limit in limits]
         return lambda origin, pieces: torch.add(origin, _elected(origin, pieces, below, aggregate), alpha=scaling)
 
-    return Merged(by_pieces(base, experts, merged))
+    return combine
 
 
 def _elected(origin: Tensor, pieces: list[Tensor], below: list[float], aggregate: str) -> Tensor:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from threading import Barrier
 
 import pytest
 import torch
@@ -140,6 +142,46 @@ def test_weights_unlike_the_layout_are_named_and_nothing_is_left(tmp_path, entri
     assert not list((tmp_path / "new").iterdir())
 
 
+@pytest.fixture
+def threads():
+    """Sets torch's threads; what they were comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_an_error_in_a_thread_is_raised_as_itself_and_what_is_left_is_not_begun(tmp_path, threads):
+    threads(3)
+    entries = {f"layer{i:02}": ("F32", (100 - i,)) for i in range(100)}
+    asked = []
+
+    def tensor(name):
+        asked.append(name)
+        if name == "layer03":
+            raise ZeroDivisionError("in layer03")
+        time.sleep(0.005)
+        return torch.zeros(entries[name][1])
+
+    with pytest.raises(ZeroDivisionError, match="in layer03"):
+        write_checkpoint(tmp_path / "new" / "out", StateDict(entries, tensor), entries, shard_bytes=10**9, metadata={})
+    assert not list((tmp_path / "new").iterdir())
+    assert len(asked) < 50
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_threads_share_the_cores_and_keep_the_order(threads, cores):
+    threads(cores)
+    together = Barrier(cores, timeout=20)
+
+    def cell(number):
+        together.wait()  # as many at a time as there are cores
+        return number, torch.get_num_threads()
+
+    assert state_dict.concurrently(cell, range(cores)) == [(number, 1) for number in range(cores)]
+    assert torch.get_num_threads() == cores
+
+
 STATE = """
 import os, resource, signal, sys, torch
 from pathlib import Path
@@ -176,6 +218,29 @@ def test_a_write_that_is_refused_or_killed_leaves_nothing_under_the_final_name(t
     if event == FULL:
         assert "out could not be written, and nothing is left of it: File too large" in done.stderr
         assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else_is(tmp_path):
+    kept = [tmp_path / name for name in (".out", ".out-1", ".outer-elsewhere-1-00000000", ".out-elsewhere-1-00000000")]
+    for folder in kept:
+        folder.mkdir()
+    script = STATE.format(event='print("there", flush=True); sys.stdin.read()', shard=10**9)
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    environ = {**os.environ, "TQDM_DISABLE": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"there\n"
+        (left,) = tmp_path.glob(f".out-*-{process.pid}-*")
+        with new_folder(tmp_path / "out"):
+            pass
+        assert (left / "model.safetensors").exists(), "its process is at work"
+    finally:
+        process.kill()
+        process.communicate()
+    assert left.exists()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "out"])
 
 
 def test_a_disk_that_fills_up_is_one_error_and_leaves_nothing(tmp_path):
@@ -266,6 +331,32 @@ def test_the_size_of_pieces_changes_nothing_and_integers_are_the_base(monkeypatc
         assert tensor.dtype == base[name].dtype
         torch.testing.assert_close(pieces[name], tensor, atol=1e-6, rtol=0)
     assert torch.equal(pieces["positions"], base["positions"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_number_of_threads_changes_nothing(monkeypatch, tmp_path, threads, method):
+    base, experts = family()
+    (tmp_path / "base").mkdir()
+    entries = layout_of(base, tmp_path / "base")
+    for module in (state_dict, dare, ties):
+        monkeypatch.setattr(module, "PIECE", 64)
+    for cores in (1, 2, 5):
+        threads(cores)
+        merged = METHODS[method](base, experts).shared
+        write_checkpoint(tmp_path / str(cores), merged, entries, shard_bytes=10**9, metadata={})
+    one, two, five = ((tmp_path / str(cores) / "model.safetensors").read_bytes() for cores in (1, 2, 5))
+    assert one == two == five
+    assert not torch.equal(read_checkpoint(tmp_path / "1")["embed"], base["embed"])
+
+
+def test_dare_ties_is_ties_of_what_dare_left():
+    base, experts = family()
+    whole = dare.drop_and_rescale(base, experts, 0.5, 1)
+    for scope in ("global", "tensor"):
+        settings = {"density": 0.2, "scaling": 0.7, "scope": scope, "aggregate": "mean"}
+        expected = ties.merge(base, whole, **settings).shared
+        found = dare_ties.merge(base, experts, keep=0.5, seed=1, **settings).shared
+        assert all(torch.equal(found[name], expected[name]) for name in base)
 
 
 def test_dare_draws_the_masks_of_bernoulli():

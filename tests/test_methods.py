@@ -131,7 +131,7 @@ def test_task_arithmetic_limits():
     base, experts = models()
     assert_same(dict(task_arithmetic.merge(base, experts, scaling=0.0).shared), base)
     one = {"task0": experts["task0"]}
-    assert_same(dict(task_arithmetic.merge(base, one, scaling=1.0).shared), experts["task0"], 1e-6)
+    assert_same(dict(task_arithmetic.merge(base, one, scaling=1.0).shared), experts["task0"], 5e-7)  # 1 ulp at 4
     assert_same(
         dict(task_arithmetic.merge(base, experts, scaling=1 / 3).shared),
         dict(average.merge(base, experts).shared),

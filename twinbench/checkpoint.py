@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from twinbench.state_dict import Layout, listed
+from twinbench.state_dict import Layout, concurrently, listed
 
 DTYPES = {
     "F64": torch.float64,
@@ -30,6 +32,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # safetensors' names
+HOST = socket.gethostname()  # in a hidden folder's name, since process ids mean nothing on other machines
 
 
 def write_checkpoint(
@@ -49,6 +52,8 @@ def write_checkpoint(
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give a hidden folder beside ``folder`` to write into; it gets that name when the context ends without an error.
 
+    What processes killed at this have left is removed first.
+
     Raises:
         FileExistsError: the folder exists and is not empty.
         OSError: the disk is full, or cannot be written to.
@@ -56,7 +61,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder; remove it or choose another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
+    _remove_abandoned(folder)
+    part = folder.parent / f".{folder.name}-{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
     part.mkdir()
     try:
         yield part
@@ -71,12 +77,31 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the hidden folders of `new_folder` whose process ran on this machine and is gone."""
+    name = re.compile(rf"\.{re.escape(f'{folder.name}-{HOST}')}-(\d+)-[0-9a-f]{{8}}")
+    for sibling in folder.parent.iterdir():
+        found = name.fullmatch(sibling.name)
+        if found and not _alive(int(found[1])):
+            shutil.rmtree(sibling, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
 def write_weights(
     folder: Path, state: Mapping[str, Tensor], layout: Layout, *, shard_bytes: int, metadata: Mapping[str, str]
 ) -> None:
     """Write ``model.safetensors``, or shards and their index, into a folder; a tensor is asked for when its turn comes.
 
-    One tensor is computed while the one before it is written, so two are in memory.
+    Several are computed and written at a time, one by each thread of `concurrently`.
 
     Args:
         layout: what ``state`` holds, known beforehand; for a merge it is the layout of its base.
@@ -117,14 +142,24 @@ def _shards(layout: Layout, shard_bytes: int) -> list[list[str]]:
 
 
 def _write_file(path: Path, state: Mapping[str, Tensor], layout: Layout, metadata: Mapping[str, str], bar) -> None:
-    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
-        written = writer.submit(file.write, _header(layout, metadata))
-        for name, entry in layout.items():
-            data = _bytes(name, state[name], entry)
-            written.result()  # raises what writing the tensor before this one raised
-            written = writer.submit(file.write, data)
-            bar.update(_size(entry))
-        written.result()
+    """Each tensor goes to its place as soon as it is computed, large ones first so that no thread is left with one."""
+    header = _header(layout, metadata)
+    starts = accumulate(map(_size, layout.values()), initial=len(header))
+    places = dict(zip(layout, starts, strict=False))  # the last start is the file's end
+    with path.open("wb") as file:
+
+        def fill(name: str) -> None:
+            _write_at(file.fileno(), _bytes(name, state[name], layout[name]), places[name])
+            bar.update(_size(layout[name]))
+
+        _write_at(file.fileno(), memoryview(header), 0)
+        concurrently(fill, sorted(layout, key=lambda name: -_size(layout[name])))
+
+
+def _write_at(descriptor: int, data: memoryview, place: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, place)  # what one call writes is limited to 2 GiB
+        data, place = data[written:], place + written
 
 
 def _header(layout: Layout, metadata: Mapping[str, str]) -> bytes:

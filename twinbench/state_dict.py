@@ -6,16 +6,23 @@ merged model that has not been computed yet: N experts never need to be in memor
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SHOWN = 3  # differing names that an error lists
-PIECE = 1 << 15  # weights worked on at a time: few enough for a core's own cache, and for torch not to wake other cores
+PIECE = 1 << 17  # weights worked on at a time: few enough for caches, and enough for threads not to wait for Python
+WORKERS = 8  # threads at most: each has a tensor in memory, and fewer than these use up a machine's bandwidth
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # per tensor its dtype, as safetensors calls it, and its shape
+Combine = Callable[[Tensor, list[Tensor]], Tensor]  # from a base's piece and those of the experts, the merged piece
 
 
 class StateDict(Mapping[str, Tensor]):
@@ -40,7 +47,7 @@ class StateDict(Mapping[str, Tensor]):
 def by_pieces(
     base: Mapping[str, Tensor],
     experts: Mapping[str, Mapping[str, Tensor]],
-    combine: Callable[[str], Callable[[Tensor, list[Tensor]], Tensor]],
+    combine: Callable[[str], Combine],
 ) -> StateDict:
     """A merge that works weight by weight, in float32 and in cache-sized pieces; each tensor is read once.
 
@@ -57,12 +64,41 @@ def by_pieces(
             return origin
         result = torch.empty_like(origin, memory_format=torch.contiguous_format)
         sources = [origin.flatten(), *(expert[name].flatten() for expert in experts.values())]
-        merge_piece = combine(name)
-        for target, first, *rest in zip(result.view(-1).split(PIECE), *(s.split(PIECE) for s in sources), strict=True):
-            target.copy_(merge_piece(first.float(), [piece.float() for piece in rest]))
+        targets, *parts = (tensor.split(PIECE) for tensor in (result.view(-1), *sources))
+        with _torch_threads(1):
+            merge_piece = combine(name)
+            for target, first, *rest in zip(targets, *parts, strict=True):
+                target.copy_(merge_piece(first.float(), [piece.float() for piece in rest]))
         return result
 
     return StateDict(base, merged)
+
+
+def concurrently(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """A function's results for every item, in order, by several threads that share torch's cores between them.
+
+    Raises:
+        Exception: that of the first item in order that has one; items that are not begun then are left.
+    """
+    cores = torch.get_num_threads()
+    workers = min(cores, WORKERS)
+    with _torch_threads(cores // workers), ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Give each operation of torch so many threads, here and in threads that are begun meanwhile.
+
+    An operation's threads wait for each other at its end. On pieces that is most of the time, and on a core that
+    another process uses it is a hundred times the work.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_checkpoint(folder: Path) -> StateDict:

@@ -7,7 +7,6 @@ results/benchmarks/merge.md and .json. --peers installs mergekit and fusion-benc
 """
 
 import argparse
-import importlib
 import json
 import mmap
 import os
@@ -21,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-START = time.perf_counter()
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
 SIZES = {
     "base": {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1},
@@ -127,13 +125,21 @@ def make_models(root: Path, count: int, size: str) -> list[Path]:
 
 def ours(work: str, folders: list[Path], root: Path) -> dict:
     """Measure the floor or a method of ours several times, each in a process of its own."""
-    found = []
-    for _ in range(REPEATS):
-        command = [sys.executable, __file__, "worker", work, str(root / "out"), *map(str, folders)]
-        found.append(measured(command, root / "out", work, folders))
+    floor = [sys.executable, __file__, "floor", str(root / "out"), *map(str, folders)]
+    command = floor if work == "floor" else ours_command(work, folders, root / "out")
+    found = [measured(command, root / "out", work, folders) for _ in range(REPEATS)]
     middle = {key: median(row[key] for row in found) for key in ("wall_s", "work_s")}
     tool = "floor: read and write" if work == "floor" else "twinbench"
     return {"tool": tool, "method": work, **middle, "peak_bytes": max(row["peak_bytes"] for row in found)}
+
+
+def ours_command(method: str, folders: list[Path], out: Path, *more: str) -> list[str]:
+    """What a user types."""
+    base, *experts = folders
+    given = [f"method={method}", f"base={base}", f"out={out}", *more]
+    given += [f"experts={{{', '.join(f'{folder.name}: {folder}' for folder in experts)}}}"]
+    given += [f"{'seed' if key == 'seed' else f'method.{key}'}={value}" for key, value in SETTINGS[method].items()]
+    return [sys.executable, "-m", "twinbench.merge", *given]
 
 
 def peer(name: str, method: str, python: Path, folders: list[Path], root: Path) -> dict:
@@ -168,7 +174,7 @@ def mergekit_config(method: str, base: str, experts: list[str]) -> dict:
 
 
 def measured(command: list[str], out: Path, method: str, folders: list[Path]) -> dict:
-    """Run a process that prints its seconds as JSON: its wall time, that after imports, its peak anonymous memory."""
+    """Run a process that says its seconds in its last line: its wall time, that after imports, its peak memory."""
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
         os.sync()  # what earlier work left to be written is none of this one's
         environ = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -182,7 +188,8 @@ def measured(command: list[str], out: Path, method: str, folders: list[Path]) ->
         errors.seek(0)
         if process.returncode:
             raise RuntimeError(f"{method}: {command[0]} ended with {process.returncode}:\n{errors.read()[-3000:]}")
-        work = json.loads(said.read().splitlines()[-1])["work"]
+        last = said.read().splitlines()[-1]
+        work = json.loads(last)["work"] if last.startswith("{") else float(last.split()[-2])  # ours ends in "... s"
     check(method, out, folders)
     shutil.rmtree(out)
     print(f"{method}: {wall:.2f} s, {work:.2f} s after imports, {peak / 2**20:.0f} MiB", flush=True)
@@ -202,54 +209,50 @@ def check(method: str, out: Path, folders: list[Path]) -> None:
     """Whoever did the work, an average and Task Arithmetic must be just that."""
     if method not in ("average", "task_arithmetic"):
         return
+    import torch
+
     from twinbench.state_dict import read_checkpoint
 
-    name = "roberta.encoder.layer.1.output.dense.weight"
+    written = read_checkpoint(out)
+    name = next(name for name in written if ".1." in name and name.endswith("weight") and written[name].dim() == 2)
     base, *experts = (read_checkpoint(folder)[name].double() for folder in folders)
     exact = sum(experts) / len(experts)
     if method == "task_arithmetic":
         exact = base + SETTINGS[method]["scaling"] * sum(expert - base for expert in experts)
-    error = (read_checkpoint(out)[name].double() - exact).abs().max().item()
-    if error > 1e-6:
+    error = (written[name].double() - exact).abs().max().item()
+    rounding = torch.finfo(written[name].dtype).eps * exact.abs().max().item()
+    if error > 1e-6 + rounding:
         raise RuntimeError(f"{method}: {name} is off by {error:.1e}")
 
 
-def worker(work: str, out: Path, folders: list[Path]) -> None:
-    """What a process of ours does."""
-    from twinbench.checkpoint import write_checkpoint
-    from twinbench.state_dict import layout, read_checkpoint
-
-    method = None if work == "floor" else importlib.import_module(f"baselines.{work}")
-    imported = time.perf_counter()
-    if method is None:
-        floor(out, folders)
-    else:
-        base, *experts = map(read_checkpoint, folders)
-        named = {folder.name: expert for folder, expert in zip(folders[1:], experts, strict=True)}
-        merged = method.merge(base, named, **SETTINGS[work]).shared
-        write_checkpoint(out, merged, layout(folders[0]), shard_bytes=5 * 10**9, metadata={})
-    print(json.dumps({"imports": imported - START, "work": time.perf_counter() - imported}))
-
-
 def floor(out: Path, folders: list[Path]) -> None:
-    """Read every byte of the inputs through memory maps, and write and sync as many as a result has."""
+    """Read every byte of the inputs through memory maps, and meanwhile write and sync as many as a result has."""
     import torch
 
-    from twinbench.state_dict import PIECE
+    from twinbench.checkpoint import new_folder  # noqa: F401 (ours imports it, too)
+    from twinbench.state_dict import PIECE, concurrently
 
-    for folder in folders:
-        with (folder / "model.safetensors").open("rb") as file:
+    imported = time.perf_counter()
+
+    def read(path: Path) -> None:
+        with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            numbers = torch.frombuffer(mapped, dtype=torch.float32, count=len(mapped) // 4)
-            for piece in numbers.split(PIECE):
+            for piece in torch.frombuffer(mapped, dtype=torch.float32, count=len(mapped) // 4).split(PIECE):
                 piece.sum()
+
+    def write(path: Path) -> None:
+        left, zeros = inputs[0].stat().st_size, memoryview(bytes(BLOCK))
+        with path.open("wb") as file:
+            while left > 0:
+                left -= file.write(zeros[:left])
+            file.flush()
+            os.fsync(file.fileno())
+
     out.mkdir()
-    left, zeros = len(mapped), memoryview(bytes(BLOCK))
-    with (out / "model.safetensors").open("wb") as file:
-        while left > 0:
-            left -= file.write(zeros[:left])
-        file.flush()
-        os.fsync(file.fileno())
+    inputs = [folder / "model.safetensors" for folder in folders]
+    output = out / "model.safetensors"
+    concurrently(lambda path: write(path) if path == output else read(path), [output, *inputs])
+    print(json.dumps({"work": time.perf_counter() - imported}))
 
 
 def environment(name: str, version: str) -> Path:
@@ -285,7 +288,8 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
         f"# Merging {arguments.experts} experts, disk to disk\n",
         f"{where}; {', '.join(' '.join(item) for item in packages.items())}; {datetime.now(UTC):%Y-%m-%d}.\n",
         f"RoBERTa-{arguments.size} in float32, {size / 1e6:.0f} MB each, files in the page cache. Whole processes. The "
-        f"floor reads every byte of the inputs through memory maps, and writes and syncs as many as a result has. "
+        f"floor reads every byte of the inputs through memory maps, by all cores, and meanwhile writes and syncs "
+        f"as many as a result has. "
         f"Median of {REPEATS} runs; peers once. {NOT_RUN if peers else 'Peers were not measured.'}\n",
         "| method | tool | wall, s | × ours | after imports, s | × floor | peak anonymous memory, MiB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -307,7 +311,7 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["worker"]:
-        worker(sys.argv[2], Path(sys.argv[3]), list(map(Path, sys.argv[4:])))
+    if sys.argv[1:2] == ["floor"]:
+        floor(Path(sys.argv[2]), list(map(Path, sys.argv[3:])))
     else:
         main()
