@@ -67,6 +67,10 @@ def test_factors_are_computed_once_and_shared_by_ranks(tmp_path, monkeypatch):
             part = svd(matrix, rank, factors.remembered_basis(tmp_path, "cpu"))  # as another process would
             torch.testing.assert_close(dense(part), dense(svd(matrix, rank)), atol=1e-5, rtol=0)
     assert asked == [tall.shape, wide.shape]
+    stored = factors.remembered_basis(tmp_path, "cpu")
+    for matrix in (tall, wide):
+        for found, expected in zip(svd(matrix, 6, stored), svd(matrix, 6), strict=True):
+            assert torch.equal(found, expected), "to the last bit: a sweep must not depend on what was stored before"
     svd(tall + 1e-6, 3, factors.remembered_basis(tmp_path, "cpu"))
     assert len(asked) == 3, "another matrix is another key"
 

@@ -31,7 +31,7 @@ def export(family, tmp_path):
     def start(*overrides):
         folder = tmp_path / "exported"
         cfg = composed(family / "conf", tmp_path / "results", f"export={folder}", *overrides)
-        start.status = run.run(cfg)
+        start.status = run.run(cfg)["status"]
         return folder, built(cfg)
 
     start.results = tmp_path / "results"
@@ -179,7 +179,7 @@ def test_the_card_says_what_it_is_and_how_it_scored(export, family):
 
 
 def test_an_export_does_not_change_the_run_and_does_not_measure_it_again(export, family):
-    assert run.run(composed(family / "conf", export.results, "method=average")) == "ok"
+    assert run.run(composed(family / "conf", export.results, "method=average"))["status"] == "ok"
     folder, _ = export("method=average")
     assert export.status == "skipped"
     assert len(list((export.results / "records").glob("*.jsonl"))) == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import CLASSES, tokenizer
 from torch import nn
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -37,7 +37,7 @@ def model_and_batch(family):
     return model, tokenizer()(TEXTS, padding=True, return_tensors="pt")
 
 
-def per_sample_dense(model, batch, merged: Merged, weights):
+def per_sample_dense(model, batch, merged: Merged, weights, backbone=None):
     """Rebuild all weights for each sample and run it alone."""
     rows = []
     for row, route in enumerate(weights):
@@ -45,7 +45,7 @@ def per_sample_dense(model, batch, merged: Merged, weights):
         for weight, expert in zip(route, merged.exclusive.values(), strict=True):
             for name, part in expert.items():
                 state[name] += weight * dense(part)
-        model.bert.load_state_dict(state)
+        (backbone or model.bert).load_state_dict(state)
         length = int(batch["attention_mask"][row].sum())
         rows.append(model(**{key: value[row : row + 1, :length] for key, value in batch.items()}).logits)
     return torch.cat(rows)
@@ -72,8 +72,9 @@ def test_mixed_batch_equals_per_sample_dense_merge(family, parts, compression, r
     assert torch.equal(model(**batch).logits, static), "afterwards the model is the shared expert again"
 
 
+@pytest.mark.parametrize("order", [None, [0, 0, 1, 1, 2], [2, 0, 1, 0, 2], [2, 2, 2, 2, 2]], ids=str)
 @torch.inference_mode()
-def test_experts_of_different_kinds_and_ranks_share_a_batch(family, parts):
+def test_experts_of_different_kinds_and_ranks_share_a_batch(family, parts, order):
     base, experts, shared = parts
 
     def exclusive(task, **settings):
@@ -85,12 +86,13 @@ def test_experts_of_different_kinds_and_ranks_share_a_batch(family, parts):
         "colours": exclusive("colours", compression="svd", rank_ratio=0.6),
         "size": exclusive("size", compression="magnitude", density=0.3),
     }
+    weights = WEIGHTS if order is None else 0.7 * torch.eye(3)[order]  # one-hot, sorted or not, in groups of any size
     merged = materialize(Merged(shared, mixed))
     model, batch = model_and_batch(family)
-    expected = per_sample_dense(model, batch, merged, WEIGHTS)
+    expected = per_sample_dense(model, batch, merged, weights)
     model.bert.load_state_dict(shared)
     with attach(model.bert, merged.exclusive) as routes:
-        routes.weights = WEIGHTS
+        routes.weights = weights
         torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
 
 
@@ -119,6 +121,18 @@ def test_a_tolerance_drops_what_is_below_it_and_nothing_else(family, parts):
     torch.testing.assert_close(logits(WEIGHTS, 1e-3), logits(WEIGHTS, 0.0), atol=1e-6, rtol=0)
 
 
+def taken_by(routes):
+    """How often the blocks add each expert to each sample, and the weights that they add."""
+    times, added = torch.zeros(routes.weights.shape), torch.zeros(routes.weights.shape)
+    for block in routes.blocks:
+        groups, size, each = block.weights.shape
+        samples = torch.arange(len(added))[block.samples].view(groups, size, 1)
+        experts = torch.tensor(block.experts).view(groups, 1, each)
+        times[samples, experts] += 1
+        added[samples, experts] += block.weights
+    return times, added
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_blocks_take_each_weight_once_and_leave_out_no_more_than_the_bound(seed):
     generator = torch.Generator().manual_seed(seed)
@@ -126,16 +140,26 @@ def test_blocks_take_each_weight_once_and_leave_out_no_more_than_the_bound(seed)
     tolerance = 0.02
     with attach(nn.Linear(3, 2), {t: {} for t in range(5)}, tolerance) as routes:
         routes.weights = weights
-        taken = torch.zeros(weights.shape)
-        for samples, experts in routes.blocks:
-            taken[samples, experts] += 1
-        assert taken.max() == 1
-        assert (weights * (1 - taken)).max() <= tolerance
-        assert (weights * (1 - taken)).sum(1).max() <= 5 * tolerance
-        routes.weights = torch.eye(5).repeat_interleave(3, 0)
-        assert len(routes.blocks) == 5, "a sorted one-hot batch costs each expert's products once"
-        routes.weights = torch.full((12, 5), 0.2)
-        assert routes.blocks == [(slice(0, 12), slice(0, 5))]
+        times, added = taken_by(routes)
+        assert times.max() == 1 and torch.equal(added, weights * times)
+        assert (weights - added).max() <= tolerance
+        assert (weights - added).sum(1).max() <= 5 * tolerance
+
+
+def test_a_block_serves_experts_of_equally_many_samples():
+    with attach(nn.Linear(3, 2), {t: {} for t in range(5)}, 0.02) as routes:
+
+        def blocks(weights):
+            routes.weights = weights
+            assert torch.equal(taken_by(routes)[1], weights)
+            return [(block.experts, isinstance(block.samples, slice)) for block in routes.blocks]
+
+        one_hot = torch.eye(5)
+        assert blocks(one_hot.repeat_interleave(3, 0)) == [(range(5), True)]
+        assert blocks(one_hot.repeat(3, 1)) == [(range(5), False)], "not sorted: samples are gathered"
+        assert blocks(one_hot[[0, 0, 1, 3, 4]]) == [(range(1), True), (range(1, 2), True), (range(3, 5), True)]
+        assert blocks(torch.full((12, 5), 0.2)) == [(range(5), True)]
+        assert blocks(torch.zeros(4, 5)) == []
 
 
 class Net(nn.Module):
@@ -149,17 +173,21 @@ class Net(nn.Module):
         return self.down(self.norm(self.up(self.embed(ids)).relu()))
 
 
+def random_parts(net: nn.Module, ranks, scale: float):
+    """Per rank an expert: matrices of that rank, dense vectors."""
+
+    def part(p, rank):
+        if p.dim() == 1:
+            return 2 * scale * torch.randn(p.shape)
+        return LowRank(scale * torch.randn(p.shape[0], rank), scale * torch.randn(rank, p.shape[1]))
+
+    return {str(t): {n: part(p, rank) for n, p in net.named_parameters()} for t, rank in enumerate(ranks)}
+
+
 def net_and_parts(norm: nn.Module, dtype=torch.float32):
     torch.manual_seed(0)
     net = Net(norm).eval().requires_grad_(False)
-    exclusive = {}
-    for rank in (2, 3):
-        exclusive[str(rank)] = {
-            name: LowRank(0.5 * torch.randn(p.shape[0], rank), 0.5 * torch.randn(rank, p.shape[1]))
-            if p.dim() == 2
-            else torch.randn(p.shape)
-            for name, p in net.named_parameters()
-        }
+    exclusive = random_parts(net, (2, 3), 0.5)
     return net.to(dtype), exclusive, torch.randint(9, (4, 6))
 
 
@@ -277,15 +305,46 @@ def test_a_part_of_an_unknown_module_is_refused(module, shape):
 
 @pytest.mark.parametrize(
     ("parts", "tolerance", "match"),
-    [({"1.weight": torch.ones(2, 2)}, 0.0, "1.weight of t"), ({}, -0.1, "tolerance"), ({}, 1.0, "tolerance")],
+    [
+        ({"1.weight": torch.ones(2, 2)}, 0.0, "1.weight of t"),
+        ({"relative_attention_bias.weight": torch.ones(4, 2)}, 0.0, "pairs of positions"),
+        ({}, -0.1, "tolerance"),
+        ({}, 1.0, "tolerance"),
+    ],
 )
-def test_parts_without_a_parameter_and_tolerances_out_of_range_are_refused(parts, tolerance, match):
-    with pytest.raises(ValueError, match=match), attach(nn.Sequential(nn.Linear(2, 2)), {"t": parts}, tolerance):
+def test_parts_without_a_place_and_tolerances_out_of_range_are_refused(parts, tolerance, match):
+    model = nn.ModuleDict({"0": nn.Linear(2, 2), "relative_attention_bias": nn.Embedding(4, 2)})
+    with pytest.raises(ValueError, match=match), attach(model, {"t": parts}, tolerance):
         pass
 
 
-def test_a_relative_attention_bias_is_refused():
-    model = nn.ModuleDict({"relative_attention_bias": nn.Embedding(4, 2)})
-    parts = {"t": {"relative_attention_bias.weight": torch.ones(4, 2)}}
-    with pytest.raises(ValueError, match="pairs of positions"), attach(model, parts):
-        pass
+def mpnet_and_merged() -> tuple[nn.Module, Merged]:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MPNetConfig(**sizes, vocab_size=40, max_position_embeddings=20, initializer_range=0.3, num_labels=3)
+    model = MPNetForSequenceClassification(config).eval()
+    exclusive = random_parts(model.mpnet, (1, 2, 2), 0.3)
+    exclusive["1"] |= {"encoder.relative_attention_bias.weight": torch.randn(32, 2)}
+    del exclusive["2"]["encoder.relative_attention_bias.weight"]
+    return model, Merged({name: p.detach().clone() for name, p in model.mpnet.named_parameters()}, exclusive)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-6])
+@torch.inference_mode()
+def test_every_sample_has_its_own_attention_bias_in_mpnet(tolerance):
+    model, merged = mpnet_and_merged()
+    mask = (torch.arange(9) < torch.tensor([4, 9, 2, 7, 5])[:, None]).long()
+    batch = {"input_ids": torch.randint(3, 40, (5, 9)).where(mask.bool(), 1), "attention_mask": mask}
+    static = model(**batch).logits
+    only_bias = {t: {n: p for n, p in parts.items() if "relative" in n} for t, parts in merged.exclusive.items()}
+    for exclusive in (merged.exclusive, only_bias):
+        with attach(model.mpnet, exclusive, tolerance) as routes:
+            routes.weights = WEIGHTS
+            got = model(**batch).logits
+            repeated = model(**{key: value.repeat_interleave(2, 0) for key, value in batch.items()}).logits
+        expected = per_sample_dense(model, batch, Merged(merged.shared, exclusive), WEIGHTS, model.mpnet)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(repeated, got.repeat_interleave(2, 0), atol=1e-5, rtol=1e-5)
+        assert (got - static).abs().max() > 1e-2
+        model.mpnet.load_state_dict(merged.shared)
+        assert torch.equal(model(**batch).logits, static), "afterwards the model is the shared expert again"

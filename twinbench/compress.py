@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -46,6 +45,8 @@ def basis(matrix: Tensor) -> Tensor:
     try:
         vectors = torch.linalg.eigh(gram).eigenvectors
     except torch.linalg.LinAlgError:  # divide and conquer did not converge; the QR algorithm is slow and steady
+        import scipy.linalg  # a quarter of a second that is almost never needed
+
         vectors = torch.from_numpy(scipy.linalg.eigh(gram.cpu().numpy(), driver="ev")[1])
     return vectors.flip(1).to(matrix)
 
@@ -67,10 +68,10 @@ def svd(delta: Tensor, rank: int, basis: Callable[[Tensor], Tensor] = basis) -> 
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    largest = torch.linalg.vector_norm(delta, torch.inf)  # one pass tells NaN, infinity and zero
-    if not torch.isfinite(largest):
+    bounds = torch.stack(torch.aminmax(delta))  # one pass tells NaN, infinity and zero
+    if not torch.isfinite(bounds).all():
         raise ValueError("cannot factor a matrix with NaN or infinite elements")
-    if largest == 0:
+    if not bounds.any():
         return LowRank(delta.new_zeros(delta.shape[0], 0), delta.new_zeros(0, delta.shape[1]))
     top = basis(delta)[:, :rank]
     left, right = (delta @ top, top.T) if delta.shape[0] >= delta.shape[1] else (top, top.T @ delta)

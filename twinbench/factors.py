@@ -1,7 +1,8 @@
 """Singular vectors remembered on disk, so that a sweep over ranks factors every matrix once.
 
 The key is the matrix itself: jobs, processes and later sweeps that ask for the same difference of weights share it, and
-nothing else can be mistaken for it. One file holds the (n, n) vectors of one matrix; every rank is a slice of them.
+nothing else can be mistaken for it. One file holds the (n, n) vectors of one matrix as rows, as they are computed and
+multiplied; every rank is a slice without a copy.
 """
 
 import os
@@ -23,7 +24,7 @@ def remembered_basis(folder: Path, device: str) -> Callable[[Tensor], Tensor]:
     def remembered(matrix: Tensor) -> Tensor:
         path = folder / f"{content_key(matrix)}.safetensors"
         try:
-            vectors = load_file(path)["basis"]
+            vectors = load_file(path)["rows"].T
             os.utime(path)
         except FileNotFoundError:
             vectors = basis(matrix.to(device)).cpu()
@@ -35,7 +36,7 @@ def remembered_basis(folder: Path, device: str) -> Callable[[Tensor], Tensor]:
 
 def content_key(matrix: Tensor) -> str:
     """128 bits over a matrix's shape, dtype and elements."""
-    digest = xxhash.xxh3_128(f"{tuple(matrix.shape)} {matrix.dtype}".encode())
+    digest = xxhash.xxh3_128(f"rows {tuple(matrix.shape)} {matrix.dtype}".encode())
     digest.update(matrix.contiguous().cpu().numpy().data)
     return digest.hexdigest()
 
@@ -44,7 +45,7 @@ def _keep(path: Path, vectors: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file({"basis": vectors.contiguous()}, part)
+        save_file({"rows": vectors.T.contiguous()}, part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

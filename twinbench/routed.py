@@ -6,47 +6,21 @@ layers are mixed per sample. `attach` adds this to a model by forward hooks, so 
 those of the shared expert.
 
 The factors of a layer lie one expert after the other, so that any range of experts is a slice. A batch is covered by
-*blocks*, a range of samples times a range of experts each, and a block costs two matrix products: one block covers
-everything where most weights count, and a near-one-hot batch takes about one expert's products per sample.
+*blocks*, and a block costs two matrix products: one block covers everything where most weights count; a near-one-hot
+batch has groups of as many samples for each expert, and takes about one expert's products per sample.
 """
 
 import inspect
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
-from itertools import groupby, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twinbench.compress import LowRank, Part, dense
-
-DENSE = 0.5  # share of weights that count above which one block of all experts is faster than many small ones
-
-
-class Routes:
-    """The routes of the batch that is in the model now."""
-
-    def __init__(self, experts: int, tolerance: float, device: torch.device):
-        self.experts, self.tolerance, self.device = experts, tolerance, device
-        self.batch = 1  # of the model's inputs
-
-    @property
-    def weights(self) -> Tensor:
-        """Router weights, (samples, experts); they hold until others are set, through all steps of a generation.
-
-        A module may see each sample several times in a row (beams, tokens flattened into the batch).
-        """
-        return self._weights
-
-    @weights.setter
-    def weights(self, weights: Tensor) -> None:
-        if weights.dim() != 2 or weights.shape[1] != self.experts:
-            raise ValueError(f"weights must be (samples, {self.experts} experts), got {tuple(weights.shape)}")
-        self.blocks = _blocks(weights.tolist(), self.tolerance)  # on the host, once a batch: layers never wait for it
-        self._weights = weights.to(self.device, torch.float32)
+from twinbench.routes import Block, Routes
 
 
 @contextmanager
@@ -70,7 +44,7 @@ def attach(model: nn.Module, exclusive: Mapping[str, Mapping[str, Part]], tolera
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
-    routes, handles = Routes(len(exclusive), tolerance, next(model.parameters()).device), []
+    routes = Routes(len(exclusive), tolerance, next(model.parameters()).device)
     tied = _tied_names(model, exclusive)
 
     def look(_, inputs: tuple, named: dict) -> None:
@@ -78,19 +52,19 @@ def attach(model: nn.Module, exclusive: Mapping[str, Mapping[str, Part]], tolera
             (len(t) for t in (*inputs, *named.values()) if isinstance(t, Tensor) and t.dim() > 1), default=1
         )
 
-    handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
-    try:
+    with ExitStack() as stack:  # leaving a handle's context removes its hook
+        stack.enter_context(model.register_forward_pre_hook(look, with_kwargs=True))
         for name, module in model.named_modules():
             parts = {
                 parameter: _parts(exclusive, tied[f"{name}.{parameter}".removeprefix(".")], tensor)
                 for parameter, tensor in module.named_parameters(recurse=False)
             }
-            if any(parts.values()):
-                handles.append(module.register_forward_hook(_hook(name, module, parts, routes)))
+            if any(parts.values()) and name.endswith("relative_attention_bias"):
+                encoder = model.get_submodule(name.rpartition(".")[0])
+                stack.enter_context(_position_bias(name, encoder, parts["weight"], routes))
+            elif any(parts.values()):
+                stack.enter_context(module.register_forward_hook(_hook(name, module, parts, routes)))
         yield routes
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _tied_names(model: nn.Module, exclusive: Mapping[str, Mapping[str, Part]]) -> dict[str, list[str]]:
@@ -119,8 +93,6 @@ def _parts(exclusive: Mapping[str, Mapping[str, Part]], names: Sequence[str], li
 
 
 def _hook(name: str, module: nn.Module, parts: dict[str, dict[int, Part]], routes: Routes) -> Callable:
-    if "relative_attention_bias" in name:
-        raise ValueError(f"routed inference cannot mix {name}: its ids are pairs of positions, not samples")
     forward = type(module).forward  # a subclass with a forward of its own may do more than its class says
     if forward in (nn.Linear.forward, nn.Embedding.forward):
         add = _matrix(parts["weight"], parts.get("bias", {}), module, routes)
@@ -131,48 +103,48 @@ def _hook(name: str, module: nn.Module, parts: dict[str, dict[int, Part]], route
         raise ValueError(f"routed inference knows {known}; {name} is a {type(module).__name__}")
 
     def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x, samples = inputs[0], len(routes.weights)
+        x = inputs[0]
         if len(output) == 1 < routes.batch:  # position ids, given once for all
             x, output = (t.expand(routes.batch, *t.shape[1:]) for t in (x, output))
-        if len(output) % samples:
-            raise ValueError(
-                f"{name} sees a batch of {len(output)}, which is no multiple of the {samples} samples in routes.weights"
-            )
+        _check_batch(name, len(output), routes)
         with torch.autocast(output.device.type, enabled=False):  # the shared layer has chosen the dtype already
             return add(x, output.contiguous())
 
     return hook
 
 
+def _check_batch(name: str, batch: int, routes: Routes) -> None:
+    if batch % len(routes.weights):
+        raise ValueError(
+            f"{name} sees a batch of {batch}, "
+            f"which is no multiple of the {len(routes.weights)} samples in routes.weights"
+        )
+
+
 def _matrix(weight: dict[int, Part], bias: dict[int, Tensor], module: nn.Module, routes: Routes) -> Callable:
     """Add ``w_t (L_t (R_t x) + b_t)``, where x is a vector or, for an embedding, the one-hot code of an id."""
-    linear, like = isinstance(module, nn.Linear), module.weight
+    linear = isinstance(module, nn.Linear)
     low = {t: part for t, part in weight.items() if isinstance(part, LowRank)}
     whole = {t: part for t, part in weight.items() if t not in low}
-    factors, owner = _stacked(low, bias, like, linear, routes.experts)
-    starts = [bisect_left(owner, t) for t in range(routes.experts + 1)]
-    owner = torch.tensor(owner, dtype=torch.long, device=like.device)
-    tensors = [tensor.to(like.dtype) for tensor in (*factors, *whole.values())]
+    tensors = [*_stacked(low, bias, module.weight, linear, routes.experts), *whole.values()]
     cast = cache(lambda dtype: [tensor.to(dtype) for tensor in tensors])  # autocast asks for another dtype
 
-    def product(x: Tensor, matrix: Tensor, constant: Tensor | None = None) -> Tensor:
-        return F.linear(x, matrix, constant) if linear else F.embedding(x, matrix.T)
-
     def add(x: Tensor, output: Tensor) -> Tensor:
-        inner, outer, constant, *matrices = cast(output.dtype)
-        x = x.to(output.dtype).reshape(-1, x.shape[-1]) if linear else x.reshape(-1)
-        out = output.view(-1, output.shape[-1])
-        repeats = len(out) // len(routes.weights)
-        for samples, experts in routes.blocks:
-            rows = slice(samples.start * repeats, samples.stop * repeats)
-            ranks = slice(starts[experts.start], starts[experts.stop])
-            if ranks.start < ranks.stop:
-                found = product(x[rows], inner[ranks], constant[ranks] if bias else None)
-                out[rows].addmm_(_weighted(found, routes.weights[samples][:, owner[ranks]]), outer[ranks])
-            for t, matrix in zip(whole, matrices, strict=True):
-                if experts.start <= t < experts.stop:
-                    found = product(x[rows], matrix if linear else matrix.T)
-                    out[rows] += _weighted(found, routes.weights[samples, t : t + 1])
+        inner, outer, *matrices = cast(output.dtype)
+        out = output.view(len(routes.weights), -1, output.shape[-1])  # samples, repeats, d_out
+        x = x.to(output.dtype).reshape(*out.shape[:2], -1) if linear else x.reshape(out.shape[:2])
+        for block in routes.blocks if outer.shape[1] else ():
+            found = _inner_linear(x, inner, block) if linear else _inner_embedding(x, inner, block)
+            ranks = outer.shape[1]
+            if bias:
+                found[..., ranks - 1 :: ranks] = 1
+            found *= block.weights.repeat_interleave(ranks, -1)[:, :, None]
+            _add_outer(out, found, outer, block)
+        for t, matrix in zip(whole, matrices, strict=True):
+            if t in routes.single:
+                block = routes.single[t]
+                found = F.linear(x[block.samples], matrix) if linear else F.embedding(x[block.samples], matrix)
+                _add(out, found * block.weights[0, :, :, None], block)
         return output
 
     return add
@@ -180,51 +152,112 @@ def _matrix(weight: dict[int, Part], bias: dict[int, Tensor], module: nn.Module,
 
 def _stacked(
     low: dict[int, LowRank], bias: dict[int, Tensor], like: Tensor, linear: bool, experts: int
-) -> tuple[tuple[Tensor, Tensor, Tensor], list[int]]:
-    """The low-rank parts of all experts as rows: inner factors, which meet x, outer ones, which give the output.
+) -> tuple[Tensor, Tensor]:
+    """The low-rank parts of all experts: inner factors, which meet x, and outer ones, which give the output.
 
-    A bias is one more rank: its outer row is the bias, its product with x the constant 1.
+    A bias is one more rank: its outer factor is the bias, its product with x is 1. Smaller ranks are filled up with 0.
 
     Returns:
-        Inner factors (ranks, d_in), outer ones (ranks, d_out) and constants (ranks,); the expert of every rank.
+        Inner factors, (experts, ranks, d_in), or for an embedding (d_in, experts, ranks), so that an id gathers from
+        contiguous memory; outer factors, (experts, ranks, d_out).
     """
-    inner, outer, constant, owner = [], [], [], []
-    for t in range(experts):
-        right, left = (low[t].right, low[t].left.T) if t in low else (like.new_empty(0, d) for d in like.shape[::-1])
-        shift = bias[t][None] if t in bias else like.new_empty(0, len(like))
-        inner += [right, right.new_zeros(len(shift), right.shape[1])] if linear else [left]
-        outer += [left, shift] if linear else [right]
-        constant += [0.0] * len(right) + [1.0] * len(shift)
-        owner += [t] * (len(right) + len(shift))
-    rows = torch.cat(inner) if linear else torch.cat([f.T for f in inner], 1).T  # an id gathers from contiguous memory
-    return (rows, torch.cat(outer), torch.tensor(constant, device=like.device)), owner
+    ranks = max((part.right.shape[0] for part in low.values()), default=0) + bool(bias)
+    d_in, d_out = reversed(like.shape) if linear else like.shape
+    inner = like.new_zeros((experts, ranks, d_in) if linear else (d_in, experts, ranks))
+    outer = like.new_zeros(experts, ranks, d_out)
+    for t, (left, right) in low.items():
+        met, given = (right, left.T) if linear else (left, right)
+        (inner[t, : len(right)] if linear else inner[:, t, : len(right)]).copy_(met)
+        outer[t, : len(right)] = given
+    for t, shift in bias.items():
+        outer[t, -1] = shift
+    return inner, outer
 
 
-def _weighted(values: Tensor, weights: Tensor) -> Tensor:
-    """Multiply (samples * repeats, k) in place by (samples, k), each row of which serves ``repeats`` in a row."""
-    values.view(len(weights), -1, values.shape[-1]).mul_(weights.to(values.dtype)[:, None])
-    return values
+def _inner_linear(x: Tensor, inner: Tensor, block: Block) -> Tensor:
+    """``R_t x``, (groups, samples, repeats, experts * ranks), of x (samples, repeats, d_in)."""
+    groups, size, _ = block.weights.shape
+    x = x[block.samples]
+    matrices = inner[block.experts.start : block.experts.stop].view(groups, -1, inner.shape[-1])
+    found = torch.bmm(matrices, x.reshape(groups, -1, x.shape[-1]).transpose(1, 2))  # faster so for a few odd ranks
+    return found.transpose(1, 2).unflatten(1, (size, -1))
+
+
+def _inner_embedding(ids: Tensor, inner: Tensor, block: Block) -> Tensor:
+    """The same of the one-hot codes of ids (samples, repeats)."""
+    groups, size, experts = block.weights.shape
+    owners = torch.arange(block.experts.start, block.experts.stop, device=ids.device).view(groups, 1, 1, experts)
+    return inner[ids[block.samples].view(groups, size, -1, 1), owners].flatten(3)
+
+
+def _add_outer(out: Tensor, found: Tensor, outer: Tensor, block: Block) -> None:
+    """Add ``sum_t L_t found_t`` to out (samples, repeats, d_out)."""
+    groups, size, repeats, ranks = found.shape
+    found = found.flatten(1, 2)
+    matrices = outer[block.experts.start : block.experts.stop].view(groups, ranks, -1)
+    if isinstance(block.samples, slice):
+        out[block.samples].view(groups, size * repeats, -1).baddbmm_(found, matrices)
+    else:
+        _add(out, torch.bmm(found, matrices).view(groups * size, repeats, -1), block)
+
+
+def _add(out: Tensor, values: Tensor, block: Block) -> None:
+    if isinstance(block.samples, slice):
+        out[block.samples] += values
+    else:
+        out.index_add_(0, block.samples, values)
 
 
 def _norm(weight: dict[int, Part], bias: dict[int, Part], module: nn.Module, routes: Routes) -> Callable:
     """Add ``w_t (scale_t * normalized x + shift_t)`` of all experts, in float32: vectors are cheap."""
-    shape = module.weight.shape
-    scale, shift = (
-        torch.stack([vectors.get(t, module.weight.new_zeros(shape)).float() for t in range(routes.experts)]).flatten(1)
-        for vectors in (weight, bias)
-    )
+    scale, shift = (_tables(vectors, module.weight, routes) for vectors in (weight, bias))
     normalize = F.layer_norm if isinstance(module, nn.LayerNorm) else F.rms_norm
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
 
     def add(x: Tensor, output: Tensor) -> Tensor:
         by_sample = (len(routes.weights), -1, scale.shape[1])
-        normal = normalize(x.float(), shape, eps=eps).reshape(by_sample)
-        total = torch.addcmul(output.float().view(by_sample), normal, (routes.weights @ scale)[:, None])
+        normal = normalize(x.float(), module.weight.shape, eps=eps).reshape(by_sample)
+        total = output.float().view(by_sample).addcmul_(normal, (routes.weights @ scale)[:, None])
         if bias:
             total += (routes.weights @ shift)[:, None]
         return total.view(output.shape).to(output.dtype)
 
     return add
+
+
+def _tables(parts: dict[int, Part], like: Tensor, routes: Routes) -> Tensor:
+    """Parts of a small parameter as rows that the weights mix, (experts, elements), in float32."""
+    zero = torch.zeros_like(like)
+    return torch.stack([dense(parts.get(t, zero)).float() for t in range(routes.experts)]).flatten(1)
+
+
+@contextmanager
+def _position_bias(name: str, encoder: nn.Module, parts: dict[int, Part], routes: Routes) -> Iterator[None]:
+    """Give every sample an attention bias of its own in MPNet, whose encoder makes one for all layers and samples.
+
+    The encoder looks it up by pairs of positions, (queries, keys), which no sample owns: a hook on the embedding would
+    have no place for the samples, the method that repeats the bias for each of them has.
+    """
+    if not hasattr(encoder, "compute_position_bias"):
+        raise ValueError(f"routed inference cannot mix {name}: its ids are pairs of positions, not samples")
+    embedding, shared = encoder.relative_attention_bias, encoder.compute_position_bias
+    tables = _tables(parts, embedding.weight, routes)
+
+    def mixed(x: Tensor, *inputs, **named) -> Tensor:
+        _check_batch(name, len(x), routes)
+        pairs = []
+        with embedding.register_forward_pre_hook(lambda _, seen: pairs.append(seen[0])):
+            bias = shared(x, *inputs, **named)  # samples * repeats, heads, queries, keys
+        with torch.autocast(x.device.type, enabled=False):
+            table = (routes.weights @ tables).view(-1, *embedding.weight.shape)
+        own = table[:, pairs[0]].permute(0, 3, 1, 2).to(bias.dtype)
+        return bias + own.repeat_interleave(len(x) // len(own), 0)
+
+    encoder.compute_position_bias = mixed
+    try:
+        yield
+    finally:
+        del encoder.compute_position_bias  # the class's own shows again
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
@@ -235,22 +268,3 @@ def _is_rms_norm(module: nn.Module) -> bool:
         and (hasattr(module, "variance_epsilon") or hasattr(module, "eps"))
         and len(inspect.signature(module.forward).parameters) == 1
     )
-
-
-def _blocks(weights: list[list[float]], tolerance: float) -> list[tuple[slice, slice]]:
-    """Ranges of samples and of experts that together cover every weight above the tolerance."""
-    counts = [[not abs(weight) <= tolerance for weight in column] for column in zip(*weights, strict=True)]
-    samples, experts = len(weights), len(counts)
-    if sum(map(sum, counts)) > DENSE * samples * experts:
-        return [(slice(0, samples), slice(0, experts))]
-    blocks = []
-    for ranges, alike in groupby(range(experts), key=lambda t: _runs(counts[t])):
-        first, *rest = alike
-        blocks += [(slice(*run), slice(first, first + len(rest) + 1)) for run in ranges]
-    return blocks
-
-
-def _runs(flags: list[bool]) -> list[tuple[int, int]]:
-    """Start and stop of every run of true values."""
-    bounds = [0, *(i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), len(flags)]
-    return [(start, stop) for start, stop in pairwise(bounds) if flags[start]]

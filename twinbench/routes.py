@@ -1,0 +1,65 @@
+"""Which samples of a batch take which experts: the plan that all layers of one routed forward follow."""
+
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DENSE = 0.5  # share of all products above which one block of all experts is faster than groups
+
+
+class Block(NamedTuple):
+    """Groups of equally many samples and experts, which share a batched product."""
+
+    experts: range  # of all groups, in their order
+    samples: Tensor | slice  # (groups * size,); a slice where they follow one another in the batch
+    weights: Tensor  # (groups, size, experts of one group)
+
+
+class Routes:
+    """The routes of the batch that is in the model now."""
+
+    def __init__(self, experts: int, tolerance: float, device: torch.device):
+        self.experts, self.tolerance, self.device = experts, tolerance, device
+        self.batch = 1  # of the model's inputs
+
+    @property
+    def weights(self) -> Tensor:
+        """Router weights, (samples, experts); they hold until others are set, through all steps of a generation.
+
+        A module may see each sample several times in a row (beams, tokens flattened into the batch).
+        """
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: Tensor) -> None:
+        if weights.dim() != 2 or weights.shape[1] != self.experts:
+            raise ValueError(f"weights must be (samples, {self.experts} experts), got {tuple(weights.shape)}")
+        columns = zip(*weights.tolist(), strict=True)  # on the host, once a batch: layers never wait for it
+        taken = [[i for i, weight in enumerate(column) if not abs(weight) <= self.tolerance] for column in columns]
+        self._weights = weights.to(self.device, torch.float32)
+        self.single = {t: _block(range(t, t + 1), taken, self._weights) for t in range(self.experts) if taken[t]}
+        self.blocks = [_block(experts, taken, self._weights) for experts in _alike(taken)]
+        if sum(block.weights.numel() for block in self.blocks) > DENSE * weights.numel():
+            self.blocks = [Block(range(self.experts), slice(0, len(weights)), self._weights[None])]
+
+
+def _alike(taken: list[list[int]]) -> list[range]:
+    """Ranges of experts that equally many samples take, without those that none takes."""
+    ranges = []
+    for size, experts in groupby(range(len(taken)), key=lambda t: len(taken[t])):
+        first, *rest = experts
+        if size:
+            ranges.append(range(first, first + len(rest) + 1))
+    return ranges
+
+
+def _block(experts: range, taken: list[list[int]], weights: Tensor) -> Block:
+    """One group for each of the experts: all samples that take it, which are equally many."""
+    groups = torch.tensor([taken[t] for t in experts])
+    samples, first = groups.flatten(), int(groups[0, 0])
+    in_order = torch.equal(samples, torch.arange(first, first + len(samples)))
+    own = weights.T[experts.start : experts.stop].gather(1, groups.to(weights.device))
+    where = slice(first, first + len(samples)) if in_order else samples.to(weights.device)
+    return Block(experts, where, own[..., None])
