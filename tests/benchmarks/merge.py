@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -31,12 +33,13 @@ SETTINGS = {
     "ties": {"density": 0.2, "scaling": 1.0, "scope": "global", "aggregate": "mean"},
     "dare": {"density": 0.3, "scaling": 0.3, "seed": 0},
 }
-REPEATS = 3  # of ours and of the floor, whose median is given; peers run once
+REPEATS = 3  # medians are given; what a peer takes most of a minute for runs once
 PEERS = {"mergekit": "0.1.5", "fusion-bench": "0.2.33"}
 PEER_RUNS = (
     *(("mergekit", method) for method in ("average", "task_arithmetic", "dare", "ties")),
     *(("fusion-bench", method) for method in ("average", "task_arithmetic")),
 )
+SLOW = ("ties", "dare")
 NOT_RUN = "fusion-bench's TIES is not run: on this work it needs more than 22 GB of memory and is killed."
 BLOCK = 1 << 24
 MERGEKIT = """
@@ -79,10 +82,12 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="twinbench-merge-"))
     try:
         folders = make_models(root, arguments.experts, arguments.size)
-        rows = [ours("floor", folders, root)]
-        rows += [ours(method, folders, root) for method in SETTINGS]
-        if pythons:
-            rows += [peer(name, method, pythons[name], folders, root) for name, method in PEER_RUNS]
+        ways = {("floor: read and write", "floor"): lambda: floor_command(folders, root / "out")}
+        ways |= {("twinbench", m): lambda m=m: ours_command(m, folders, root / "out") for m in SETTINGS}
+        for name, method in PEER_RUNS if pythons else ():
+            make = partial(peer_command, name, method, pythons[name], folders, root)
+            ways[f"{name} {PEERS[name]}", method] = make
+        rows = interleaved(ways, root / "out", folders)
         size = (folders[0] / "model.safetensors").stat().st_size
     finally:
         shutil.rmtree(root)
@@ -123,14 +128,24 @@ def make_models(root: Path, count: int, size: str) -> list[Path]:
     return folders
 
 
-def ours(work: str, folders: list[Path], root: Path) -> dict:
-    """Measure the floor or a method of ours several times, each in a process of its own."""
-    floor = [sys.executable, __file__, "floor", str(root / "out"), *map(str, folders)]
-    command = floor if work == "floor" else ours_command(work, folders, root / "out")
-    found = [measured(command, root / "out", work, folders) for _ in range(REPEATS)]
-    middle = {key: median(row[key] for row in found) for key in ("wall_s", "work_s")}
-    tool = "floor: read and write" if work == "floor" else "twinbench"
-    return {"tool": tool, "method": work, **middle, "peak_bytes": max(row["peak_bytes"] for row in found)}
+def interleaved(ways: dict[tuple[str, str], Callable], out: Path, folders: list[Path]) -> list[dict]:
+    """Measure every way several times in turns, so that a slow minute of the machine is everybody's."""
+    found = {way: [] for way in ways}
+    for turn in range(REPEATS):
+        for (tool, method), command in ways.items():
+            slow = tool.partition(" ")[0] in PEERS and method in SLOW
+            if not (slow and turn):
+                found[tool, method].append(measured(command(), out, method, folders))
+    rows = []
+    for (tool, method), runs in found.items():
+        middle = {key: median(run[key] for run in runs) for key in ("wall_s", "work_s")}
+        rows.append({"tool": tool, "method": method, **middle, "peak_bytes": max(run["peak_bytes"] for run in runs)})
+        rows[-1]["runs"] = [[run["wall_s"], run["work_s"]] for run in runs]
+    return rows
+
+
+def floor_command(folders: list[Path], out: Path) -> list[str]:
+    return [sys.executable, __file__, "floor", str(out), *map(str, folders)]
 
 
 def ours_command(method: str, folders: list[Path], out: Path, *more: str) -> list[str]:
@@ -142,16 +157,14 @@ def ours_command(method: str, folders: list[Path], out: Path, *more: str) -> lis
     return [sys.executable, "-m", "twinbench.merge", *given]
 
 
-def peer(name: str, method: str, python: Path, folders: list[Path], root: Path) -> dict:
-    """Measure a peer once."""
+def peer_command(name: str, method: str, python: Path, folders: list[Path], root: Path) -> list[str]:
+    """The same work by a peer."""
     base, *experts = map(str, folders)
     if name == "mergekit":
         config = root / "mergekit.yaml"
         config.write_text(json.dumps(mergekit_config(method, base, experts)))  # JSON is YAML
-        command = [str(python), "-c", MERGEKIT, str(config), str(root / "out")]
-    else:
-        command = [str(python), "-c", FUSION_BENCH, json.dumps([base, *experts]), str(root / "out"), method]
-    return {"tool": f"{name} {PEERS[name]}", "method": method} | measured(command, root / "out", method, folders)
+        return [str(python), "-c", MERGEKIT, str(config), str(root / "out")]
+    return [str(python), "-c", FUSION_BENCH, json.dumps([base, *experts]), str(root / "out"), method]
 
 
 def mergekit_config(method: str, base: str, experts: list[str]) -> dict:
@@ -290,7 +303,8 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
         f"RoBERTa-{arguments.size} in float32, {size / 1e6:.0f} MB each, files in the page cache. Whole processes. The "
         f"floor reads every byte of the inputs through memory maps, by all cores, and meanwhile writes and syncs "
         f"as many as a result has. "
-        f"Median of {REPEATS} runs; peers once. {NOT_RUN if peers else 'Peers were not measured.'}\n",
+        f"Medians of {REPEATS} runs in turns; {' and '.join(SLOW)} of peers once. "
+        f"{NOT_RUN if peers else 'Peers were not measured.'}\n",
         "| method | tool | wall, s | × ours | after imports, s | × floor | peak anonymous memory, MiB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
