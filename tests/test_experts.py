@@ -77,7 +77,8 @@ def test_a_killed_training_leaves_no_expert(family, tmp_path):
     process.wait()
     assert not (tmp_path / "a").exists()
     folder = finetune(family / "base", task("letters"), RECIPE, tmp_path / "a", "cpu")
-    assert (folder / "training.json").exists(), "what the killed process left does not stand in the way"
+    assert (folder / "training.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"], "what the killed process left is removed"
 
 
 @pytest.mark.parametrize(

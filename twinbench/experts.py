@@ -1,9 +1,7 @@
 """Fine-tuning the experts of a suite, each once: they are cached under a hash of everything that shapes them."""
 
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from twinbench.checkpoint import new_folder
 from twinbench.metrics import score
 from twinbench.task import Task
 
@@ -72,17 +71,12 @@ def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) 
     """
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _train(base, task, recipe, part, device)
-        try:
-            os.replace(part, folder)
-        except OSError:
-            if not folder.exists():  # otherwise another process was faster, with the same seed
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with new_folder(folder) as part:
+            _train(base, task, recipe, part, device)
+    except OSError:
+        if not folder.exists():  # otherwise another process was faster, with the same seed
+            raise
     return folder
 
 
