@@ -49,6 +49,8 @@ def run(cfg: DictConfig) -> None:
         raise ValueError(f"method={name} gives more than one model; a suite's is exported by run.py export=DIR")
     if not isinstance(config["experts"], dict) or not config["experts"]:
         raise ValueError(f"experts must map names to sources, {{a: DIR, b: DIR}}; got {config['experts']}")
+    if "base" in config["experts"]:
+        raise ValueError("experts: the name base is the base's own")
     sources = {who: _source(where) for who, where in {"base": config["base"], **config["experts"]}.items()}
     bound = {"seed": config["seed"]} if "seed" in signature.arguments else {}
     method = functools.partial(instantiate(cfg.method), **bound)

@@ -179,7 +179,7 @@ def storage(rows: list[Row]) -> pd.DataFrame:
 
 
 def time(rows: list[Row]) -> pd.DataFrame:
-    """Seconds to merge, to make the router and to score all tasks, mean over seeds; NaN where not measured."""
+    """Seconds to merge, to route all tasks and to score them, mean over seeds; NaN where not measured."""
     lines = []
     for row in rows:
         seconds = np.array([_seconds(run) for run in row.runs], dtype=float).mean(axis=0).tolist()
@@ -188,11 +188,13 @@ def time(rows: list[Row]) -> pd.DataFrame:
 
 
 def _seconds(run: Run) -> list[float | None]:
-    """Merge, route and evaluation of a run; a task's evaluation stands in each of its records and counts once."""
-    head = run.records[0]
-    tasks = {record["task"]: record["eval_seconds"] for record in run.records}
-    evaluation = None if None in tasks.values() else sum(tasks.values())
-    return [head["merge_seconds"], head["route_seconds"], evaluation]
+    """Merge, route and evaluation of a run; those of a task's split stand in each of its records and count once."""
+    parts = {(record["task"], record["split"]): record for record in run.records}.values()
+    sums = []
+    for name in ("route_seconds", "eval_seconds"):
+        values = [record[name] for record in parts]
+        sums.append(None if None in values else sum(values))
+    return [run.records[0]["merge_seconds"], *sums]
 
 
 def secondary(rows: list[Row]) -> pd.DataFrame:

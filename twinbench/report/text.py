@@ -23,7 +23,7 @@ CAPTIONS = {
     "Intervals and p: paired bootstrap over test examples, 1,000 resamples.",
     "raw": "×100, in the metric named in the column.",
     "storage": "Bytes written / 10⁶.",
-    "time": "Merging and making the router: once. Evaluation: the sum over all tasks.",
+    "time": "Merging: once. Routing and evaluation: the sum over all tasks.",
     "router": "Share of a task's test rows whose largest router weight is on the task's own expert.",
     "experts": "×100. Row: the one expert used. Column: the task. The diagonal is each expert on its own task.",
     "published": "As others published them, with their checkpoints and evaluation sets. Ours: the average of our row "
