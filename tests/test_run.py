@@ -19,6 +19,7 @@ from transformers import BertForSequenceClassification
 import run
 from twinbench import records, report
 from twinbench.metrics import score
+from twinbench.report import blocks, tables
 
 
 def composed(conf, results_dir, *overrides):
@@ -290,6 +291,10 @@ def test_what_is_scored_beside_the_test_counts_in_no_average(bench, family, tmp_
     made = report.make(bench.results, suite="tiny")
     secondary = made["tables"]["strict_secondary"]
     assert "accuracy on elsewhere" in set(secondary["metric"])
+    routed = {metric for metric in secondary["metric"] if metric.startswith("routed_to/letters")}
+    assert routed == {"routed_to/letters", "routed_to/letters on elsewhere"}
+    found = blocks.blocks(records.latest(records.read(bench.results)))[0].find("twin_merging")
+    assert set(tables.confusion(found, [(task, "") for task in CLASSES])) == set(CLASSES)
     assert set(made["tables"]["strict_raw"].columns) & {"letters (accuracy)", "colours (accuracy)"}
 
 

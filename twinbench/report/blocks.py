@@ -16,13 +16,14 @@ Column = tuple[str, str]  # (task, metric)
 class Run:
     """One finished run; ``scores`` holds each task's primary metric, ``others`` every other one, raw.
 
-    A metric on a split beside the scored one is called ``METRIC on SPLIT``.
+    ``beside`` holds every metric on splits beside the scored one, called ``METRIC on SPLIT``.
     """
 
     run_id: str
     seed: int | None
     scores: dict[Column, float]
     others: dict[Column, float]
+    beside: dict[Column, float]
     records: list[dict]
 
 
@@ -175,12 +176,11 @@ def _flat(tree: Mapping, prefix: str) -> dict:
 def _run(records: list[dict]) -> Run:
     scores = {(row["task"], row["metric"]): row["value"] for row in records if row["primary"]}
     split = _split(records)
-    others = {
-        (row["task"], row["metric"] if row["split"] == split else f"{row['metric']} on {row['split']}"): row["value"]
-        for row in records
-        if not row["primary"]
-    }
-    return Run(records[0]["run_id"], records[0]["seed"], scores, others, records)
+    own = [row for row in records if not row["primary"] and row["split"] == split]
+    others = {(row["task"], row["metric"]): row["value"] for row in own}
+    further = [row for row in records if row["split"] != split]
+    beside = {(row["task"], f"{row['metric']} on {row['split']}"): row["value"] for row in further}
+    return Run(records[0]["run_id"], records[0]["seed"], scores, others, beside, records)
 
 
 def _identity(record: Mapping) -> tuple[str, str]:

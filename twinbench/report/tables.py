@@ -201,8 +201,9 @@ def secondary(rows: list[Row]) -> pd.DataFrame:
     """Every metric that is not a task's primary one, raw, one line per (method, task, metric), over the seeds."""
     lines = []
     for row in rows:
-        for task, metric in dict.fromkeys(column for run in row.runs for column in run.others):
-            values = [run.others[task, metric] for run in row.runs if (task, metric) in run.others]
+        runs = [run.others | run.beside for run in row.runs]
+        for task, metric in dict.fromkeys(column for run in runs for column in run):
+            values = [run[task, metric] for run in runs if (task, metric) in run]
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
             line = {"method": row.label, "task": task, "metric": metric, "seeds": len(values)}
             lines.append(line | {"value": float(np.mean(values)), "std": spread})
