@@ -149,10 +149,14 @@ def check_finite(state: Mapping[str, Tensor], who: str) -> None:
     Raises:
         ValueError: some hold NaN or infinity; the first three are named.
     """
-    # One sum per tensor instead of a mask as large as the tensor; a sum of finite fp32 weights cannot overflow in fp64.
-    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor.sum(dtype=torch.float64))]
+    bad = [name for name, tensor in state.items() if not all(map(_finite, tensor.flatten().split(PIECE)))]
     if bad:
         raise ValueError(f"{who}: NaN or infinite weights in {listed(bad)}")
+
+
+def _finite(piece: Tensor) -> bool:
+    """One sum instead of a mask as large; a sum of finite fp32 weights cannot overflow in fp64."""
+    return bool(torch.isfinite(piece.sum(dtype=torch.float64)))
 
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> StateDict:
