@@ -1,9 +1,9 @@
 """Merging disk to disk, against the floor of reading and writing the same bytes and against peers from PyPI.
 
-    PYTHONPATH=. .venv/bin/python tests/benchmarks/merge.py [--experts 8] [--size base] [--peers]
+    PYTHONPATH=. .venv/bin/python tests/benchmarks/merge.py [--experts 8] [--size base] [--no-peers]
 
 Makes experts of RoBERTa-base's size (random float32), merges them in processes of their own, and writes
-results/benchmarks/merge.md and .json. --peers installs mergekit and fusion-bench into environments in the cache folder.
+results/benchmarks/merge.md and .json. mergekit and fusion-bench are installed into environments in the cache folder.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--peers", action="store_true", help="also measure mergekit and fusion-bench")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="measure them, too")
     arguments = parser.parse_args()
     pythons = {name: environment(name, version) for name, version in PEERS.items()} if arguments.peers else {}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that gigabytes are removed then, too
