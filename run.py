@@ -118,7 +118,7 @@ def prepare(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
     logging.set_verbosity_error()  # a new head's missing weights are the point of fine-tuning, not a warning
     logging.disable_progress_bar()
     router, method = instantiate(cfg.router), make_method(cfg, config, names)
-    benchmark.validate(list(config["suite"]["tasks"]), method, router, job.protocol)
+    benchmark.validate(plan.merged(config["suite"]), method, router, job.protocol)
     device = pick_device(config["device"])
     suite = open_suite(json.dumps(config["suite"]), device)
     return suite, method, router, job.protocol, config["seed"], device, config["batch_size"]
@@ -153,17 +153,18 @@ def open_suite(suite_json: str, device: str):
         rest = {key: value for key, value in spec.items() if key not in ("sources", "data", "finetune")}
         rest["limit"] = config.get("limit")
         tasks[name] = task.load_task(instantiate(spec["data"]), sources, name=name, **rest)
+    own = {name: config["tasks"][name] for name in plan.own_experts(config)}
     if config["checkpoints"] is not None:
-        folders = {name: assets.fetch(config["checkpoints"][name]) for name in tasks}
+        folders = {name: assets.fetch(config["checkpoints"][name]) for name in own}
     else:
-        how = {name: plan.recipe(config, spec) for name, spec in config["tasks"].items()}
+        how = {name: plan.recipe(config, spec) for name, spec in own.items()}
         recipes = {name: experts.Recipe(**given | {"freeze": tuple(given["freeze"])}) for name, given in how.items()}
         folders = {}
-        for name, spec in config["tasks"].items():
+        for name, spec in own.items():
             key = plan.expert_id(config["base"], spec, how[name])
             folder = assets.cache_dir() / "experts" / f"{name}-{key}"
             folders[name] = experts.finetune(base, tasks[name], recipes[name], folder, device)
-    return suite.open_suite(config["name"], base, folders, tasks)
+    return suite.open_suite(config["name"], base, folders, tasks, plan.merged(config))
 
 
 def pick_device(asked: str | None) -> str:

@@ -83,6 +83,11 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
         params |= {"shared": {"method": names["shared"], **hyperparameters(config["shared"])}}
         seeded |= "seed" in inner.arguments
     router = None
+    unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
+    known = signature.route == "task" or (signature.route == "router" and names["router"] == "oracle")
+    if unseen and (known or config["protocol"] != "strict"):
+        what = f"method={names['method']} goes by the known task" if known else f"protocol={config['protocol']}"
+        raise ValueError(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under strict")
     if signature.route == "router" or config["protocol"] == "blind":
         router = {"name": names["router"], **hyperparameters(config["router"])}
         seeded |= names["router"] != "oracle"
@@ -109,8 +114,37 @@ def narrowed(suite: Mapping) -> dict:
         raise ValueError("suite.only must list at least one task, or be null")
     for task in only:
         one_of("task in suite.only", task, suite["tasks"])
-    kept = {key: suite[key] and {task: suite[key][task] for task in only} for key in ("tasks", "checkpoints")}
+    kept = {key: suite[key] and {t: suite[key][t] for t in only if t in suite[key]} for key in ("tasks", "checkpoints")}
     return dict(suite) | kept
+
+
+def merged(suite: Mapping) -> list[str]:
+    """The tasks whose experts are merged: those that its ``merged`` lists, or all that have an expert of their own.
+
+    Raises:
+        ValueError: a task in it that the suite has no expert for, or none.
+    """
+    own = own_experts(suite)
+    if suite.get("merged") is None:
+        return own
+    if not suite["merged"]:
+        raise ValueError("suite.merged must list at least one task, or be null")
+    for task in suite["merged"]:
+        one_of("task in suite.merged", task, own)
+    return [task for task in own if task in suite["merged"]]
+
+
+def own_experts(suite: Mapping) -> list[str]:
+    """The tasks with an expert of their own; the others name the task whose head scores them.
+
+    Raises:
+        ValueError: such a task names one that has no expert either.
+    """
+    own = [name for name, task in suite["tasks"].items() if task.get("head") is None]
+    for name, task in suite["tasks"].items():
+        if name not in own:
+            one_of(f"head of task {name}", task["head"], own)
+    return own
 
 
 def suite_identity(suite: Mapping) -> dict:
@@ -122,12 +156,15 @@ def suite_identity(suite: Mapping) -> dict:
     who, checkpoints = f"suite {suite['name']}", suite["checkpoints"]
     if (suite["finetune"] is None) == (checkpoints is None):
         raise ValueError(f"{who}: set one of finetune and checkpoints, and the other to null")
-    if checkpoints is not None and checkpoints.keys() != suite["tasks"].keys():
-        raise ValueError(f"{who}: checkpoints are of {', '.join(checkpoints)}, tasks {', '.join(suite['tasks'])}")
+    own = own_experts(suite)
+    if checkpoints is not None and set(checkpoints) != set(own):
+        raise ValueError(f"{who}: checkpoints are of {', '.join(checkpoints)}, tasks {', '.join(own)}")
     experts = suite["finetune"] or {t: assets.fingerprint(s) for t, s in checkpoints.items()}
     tasks = {name: task_identity(task) for name, task in suite["tasks"].items()}
-    limit = {} if suite.get("limit") is None else {"limit": suite["limit"]}
-    return {"base": assets.fingerprint(suite["base"]), "experts": experts, "tasks": tasks} | limit
+    narrower = {} if suite.get("limit") is None else {"limit": suite["limit"]}
+    if merged(suite) != own:
+        narrower["merged"] = merged(suite)
+    return {"base": assets.fingerprint(suite["base"]), "experts": experts, "tasks": tasks} | narrower
 
 
 def task_identity(task: Mapping) -> dict:
@@ -146,7 +183,8 @@ def origins(suite: Mapping) -> dict[str, str]:
     if suite["checkpoints"] is not None:
         return {name: assets.fingerprint(source) for name, source in suite["checkpoints"].items()}
     found = {}
-    for name, task in suite["tasks"].items():
+    for name in own_experts(suite):
+        task = suite["tasks"][name]
         how = recipe(suite, task)
         made = expert_id(suite["base"], task, how)
         found[name] = f"the base, fine-tuned by twinbench as {json.dumps(how)}: {made}"
@@ -170,6 +208,8 @@ def check_export(job: Job, folder: Path) -> None:
         raise ValueError("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
     if job.method == "individual":
         raise ValueError("method=individual has nothing to export: its experts are models already")
+    if job.router and job.router.get("source", "shared") != "shared":
+        raise ValueError(f"export has no {job.router['source']} for the router to read; use router.source=shared")
     compression = job.params.get("compression", "svd")
     if compression != "svd":
         raise ValueError(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")

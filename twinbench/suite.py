@@ -1,6 +1,6 @@
 """A suite: one base, its experts and their tasks, opened and checked; nothing is copied into memory yet."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,10 @@ from twinbench.task import Task
 class Suite:
     """Attributes:
     base: the backbone's weights, under the names they have in the architecture's bare model.
-    experts: per task, in the order of ``tasks``, its expert's backbone under the same names.
-    heads: per task, the rest of its expert, which maps the backbone's output to the task's classes (or one value).
+    experts: what is merged: per task, in the order of ``tasks``, its expert's backbone under the same names. The other
+        tasks are unseen: they are only scored.
+    heads: per task, the rest of its expert, which maps the backbone's output to the task's classes (or one value); a
+        task without an expert has that of the task that it names.
     """
 
     name: str
@@ -31,12 +33,19 @@ class Suite:
     tokenizer: PreTrainedTokenizerBase
 
 
-def open_suite(name: str, base_folder: Path, experts: Mapping[str, Path], tasks: Mapping[str, Task]) -> Suite:
+def open_suite(
+    name: str,
+    base_folder: Path,
+    experts: Mapping[str, Path],
+    tasks: Mapping[str, Task],
+    merged: Collection[str] | None = None,
+) -> Suite:
     """Open the checkpoints and check that they fit each other and their tasks.
 
     Args:
-        experts: per task, the Hugging Face folder of its fine-tuned sequence classifier, or of a PEFT LoRA adapter
-            that makes one of the base and has the head among its ``modules_to_save``.
+        experts: per task with an expert of its own, the Hugging Face folder of its fine-tuned sequence classifier, or
+            of a PEFT LoRA adapter that makes one of the base and has the head among its ``modules_to_save``.
+        merged: tasks whose experts are merged; None is all that have one. Of the others the heads alone are used.
 
     Raises:
         ValueError: names, shapes, dtypes, vocabularies or numbers of classes differ, or weights are not finite.
@@ -50,11 +59,16 @@ def open_suite(name: str, base_folder: Path, experts: Mapping[str, Path], tasks:
     for task, folder in experts.items():
         who = f"expert {task}"
         state, entries = open_expert(folder, base, reference, prefix)
-        weights[task], found = bare(state, entries, prefix, own, f"{who} ({folder})")
+        opened, found = bare(state, entries, prefix, own, f"{who} ({folder})")
         check_same_layout(reference, found, who)
-        check_finite(weights[task], who)
+        check_finite(opened, who)
+        if merged is None or task in merged:
+            weights[task] = opened
         heads[task] = _head(state, entries, prefix, _skeleton(base_folder, outputs(tasks[task])), who, tasks[task])
         check_vocabulary(base_folder, folder, who)
+    for task, spec in tasks.items():
+        if spec.head is not None:
+            heads[task] = _lent(heads[spec.head], tasks[spec.head], spec)
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     return Suite(name, base_folder, base, weights, heads, tasks, tokenizer)
 
@@ -95,3 +109,12 @@ def _head(state: StateDict, entries: Layout, prefix: str, skeleton: nn.Module, w
     if found != wanted:
         raise ValueError(f"{who}: task {task.name} needs the head {wanted}, the checkpoint has {found}")
     return StateDict(found, state.__getitem__)
+
+
+def _lent(head: StateDict, owner: Task, task: Task) -> StateDict:
+    if owner.classes != task.classes:
+        raise ValueError(
+            f"task {task.name}: the head of {owner.name} gives {owner.classes or 'a value'}, the task has "
+            f"{task.classes or 'a value'}; they must be the same in the same order"
+        )
+    return head

@@ -18,6 +18,7 @@ class Task:
     columns: one text column, or two for sentence pairs.
     classes: names by class id, or None for regression.
     metrics: the first is the primary one.
+    head: for a task without an expert of its own, the task whose head scores it; None: its own expert's.
     splits: ``train`` (experts), ``validation`` (held out of the training data, for routers and choices), ``test``,
         and under other names what is scored beside it.
     """
@@ -28,6 +29,7 @@ class Task:
     metrics: tuple[str, ...]
     max_length: int
     splits: Mapping[str, pd.DataFrame]
+    head: str | None = None
 
     def labels(self, split: str) -> np.ndarray:
         return self.splits[split]["label"].to_numpy()
@@ -49,6 +51,7 @@ def load_task(
     max_length: int,
     rows: Mapping[str, int | None],
     limit: int | None = None,
+    head: str | None = None,
 ) -> Task:
     """Read a task, hold validation rows out of its training data, and check everything that can be wrong with it.
 
@@ -77,7 +80,7 @@ def load_task(
         raise ValueError(f"task {name}: limit must be at least 1 or null, got {limit}")
     scored = {split: frame.iloc[:limit] for split, frame in {"test": splits["test"], **further}.items()}
     splits = {split: frame.reset_index(drop=True) for split, frame in (splits | scored).items()}
-    return Task(name, tuple(columns), tuple(classes) if classes else None, tuple(metrics), max_length, splits)
+    return Task(name, tuple(columns), tuple(classes) if classes else None, tuple(metrics), max_length, splits, head)
 
 
 def _first(frame: pd.DataFrame, rows: int | None, who: str) -> pd.DataFrame:
