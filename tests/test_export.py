@@ -59,6 +59,14 @@ def logits_of(suite, task, state=None, merged=None, weights=None):
         return inference.forward(model, suite, task, "test", rows, batch_size=4, routes=routes, weights=weights)
 
 
+def features_of(suite, task, merged, layer=None, pool="mean"):
+    """What the router reads of the compared rows."""
+    module = backbone(suite, "cpu")
+    module.load_state_dict(merged.shared)
+    how = {"layer": layer, "pool": pool, "rows": None, "batch_size": 4}
+    return inference.features(module, suite, task, "test", **how)[list(ROWS)]
+
+
 def readme_blocks(folder):
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
 
@@ -87,7 +95,7 @@ def test_a_static_merge_is_a_normal_model_for_every_task(export, monkeypatch, me
     assert router is None
     (block,) = readme_blocks(folder)
     for task, classes in CLASSES.items():
-        expected, features = logits_of(suite, task, merged=merged)
+        expected = logits_of(suite, task, merged=merged)
         torch.testing.assert_close(
             stacked(run_block(block, suite, task, monkeypatch, folder)), expected, atol=1e-5, rtol=0
         )
@@ -103,14 +111,14 @@ def test_a_static_merge_is_a_normal_model_for_every_task(export, monkeypatch, me
     texts = [suite.tasks["size"].splits["test"]["text"][row] for row in ROWS]
     with torch.inference_mode():
         means = [bare(**suite.tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1) for text in texts]
-    torch.testing.assert_close(torch.cat(means), features, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(means), features_of(suite, "size", merged), atol=1e-5, rtol=0)
 
 
 def test_an_exported_task_serves_in_a_pipeline(export):
     folder, (suite, merged, _) = export("method=ties")
     served = pipeline("text-classification", str(folder / "tasks" / "colours"))
     texts = [suite.tasks["colours"].splits["test"]["text"][row] for row in ROWS]
-    expected = logits_of(suite, "colours", merged=merged)[0].argmax(1)
+    expected = logits_of(suite, "colours", merged=merged).argmax(1)
     assert [answer["label"] for answer in served(texts)] == [CLASSES["colours"][position] for position in expected]
 
 
@@ -122,34 +130,38 @@ def test_the_known_tasks_expert_is_the_shared_model_and_a_lora_adapter(export, m
     (block,) = readme_blocks(folder)
     for task in CLASSES:
         route = [float(expert == task) for expert in merged.exclusive]
-        expected, _ = logits_of(suite, task, with_route(merged, route))
+        expected = logits_of(suite, task, with_route(merged, route))
         got = stacked(run_block(block, suite, task, monkeypatch, folder))
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
         if not (shared and task == "letters"):
-            assert (expected - logits_of(suite, task, merged=merged)[0]).abs().max() > 1e-2, "the expert matters here"
+            assert (expected - logits_of(suite, task, merged=merged)).abs().max() > 1e-2, "the expert matters here"
     config = json.loads((folder / "experts" / "colours" / "adapter_config.json").read_text())
     ranks = {expert.right.shape[0] for expert in merged.exclusive["colours"].values() if hasattr(expert, "right")}
     assert {config["r"], *config["rank_pattern"].values()} == ranks == {1, 3}
 
 
+READS = {"mean": [], "segments": ["router.layer=1", "router.pool=segments"], "first": ["router.pool=first"]}
+
+
+@pytest.mark.parametrize("pool", READS)
 @pytest.mark.parametrize("changes", [[], ["router.top_k=2"]])
-def test_the_router_weighs_adapters_as_it_does_here(export, monkeypatch, changes):
+def test_the_router_weighs_adapters_as_it_does_here(export, monkeypatch, changes, pool):
     pytest.importorskip("peft", reason="adapters are loaded back by PEFT")
-    folder, (suite, merged, router) = export(*TWIN, *changes)
+    folder, (suite, merged, router) = export(*TWIN, *changes, *READS[pool])
     _, block = readme_blocks(folder)
     for task in CLASSES:
-        weights = router(logits_of(suite, task, merged=merged)[1])
+        weights = router(features_of(suite, task, merged, 1 if pool == "segments" else None, pool))
         assert 0 < weights.min(1).values.max() < 1 or changes, "a mixture, not one expert"
         scopes = run_block(block, suite, task, monkeypatch, folder)
         torch.testing.assert_close(torch.tensor([scope["weights"] for scope in scopes]), weights, atol=1e-5, rtol=0)
-        expected, _ = logits_of(suite, task, merged=merged, weights=weights)
+        expected = logits_of(suite, task, merged=merged, weights=weights)
         torch.testing.assert_close(stacked(scopes), expected, atol=1e-4, rtol=0)
 
 
 def test_under_blind_the_exported_router_chooses_the_head(export, monkeypatch):
     folder, (suite, merged, router) = export("method=average", "protocol=blind")
     _, block = readme_blocks(folder)
-    weights = router(logits_of(suite, "size", merged=merged)[1])
+    weights = router(features_of(suite, "size", merged))
     for at, scope in enumerate(run_block(block, suite, "size", monkeypatch, folder)):
         assert scope["task"] == list(CLASSES)[weights[at].argmax()]
         assert scope["logits"].shape == (1, len(CLASSES[scope["task"]] or [0]))
@@ -193,6 +205,7 @@ def test_an_export_does_not_change_the_run_and_does_not_measure_it_again(export,
         (["method=individual"], "its experts are models already"),
         (["method=twin_merging", "method.compression=none", "method.rank_ratio=null"], "needs method.compression=svd"),
         (["method=average", "protocol=paper"], "every task's own biases"),
+        (["method=twin_merging", "router.source=base"], "no base for the router to read"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_it_runs(export, overrides, words):

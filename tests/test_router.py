@@ -64,7 +64,10 @@ def test_a_last_batch_of_one_row_is_no_error():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lr", 0.0), ("dropout", 1.0), ("epochs", 0), ("batch_size", 1), ("top_k", 0), ("hidden_ratio", -1)],
+    [
+        *(("lr", 0.0), ("dropout", 1.0), ("epochs", 0), ("batch_size", 1), ("top_k", 0), ("hidden_ratio", -1)),
+        *(("source", "expert"), ("layer", -1), ("pool", "max"), ("rows", 1)),
+    ],
 )
 def test_values_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"router.{name}"):

@@ -24,7 +24,7 @@ from twinbench.state_dict import StateDict
 from twinbench.suite import Suite, backbone, classifier
 
 SHARED = 24  # rows on average that share a route from which on merging it costs less than running its parts beside
-ROUTER_TRAIN = 0.8  # of each task's validation rows; the rest chooses the router's epoch
+ROUTER_TRAIN = 0.8  # of each task's validation rows train a router of no others; the rest chooses its epoch
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Pass:
-    """Logits and features of a task's rows in a split, (n, outputs) and (n, hidden), and the seconds that they took."""
+    """Logits of a task's rows in a split, (n, outputs), and the seconds that they took."""
 
     logits: Tensor
-    features: Tensor
     seconds: float
 
 
@@ -169,18 +168,30 @@ def _merged(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, fl
     return materialize(merged, progress=f"merging {label}"), before + time.perf_counter() - start
 
 
-@lru_cache(maxsize=8)
 def _router(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int]:
-    """Train the router on features of the shared expert; the router and its stored bytes."""
-    module = backbone(suite, setting.device)
+    """The router and its stored bytes; how its weights are used later does not change it."""
+    return _trained(suite, shared, replace(setting, router=replace(setting.router, groups=None, tolerance=0.0)))
+
+
+@lru_cache(maxsize=8)
+def _trained(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int]:
+    device = backbone(suite, setting.device).device
     train, held_out = ([], []), ([], [])
-    for position, task in enumerate(suite.tasks):
-        rows = _features(suite, shared, setting, task, "validation")[0].to(module.device)
-        for (features, experts), part in zip((train, held_out), _split(rows), strict=True):
-            features.append(part)
-            experts.append(torch.full((len(part),), position, device=rows.device))
+    for position, task in enumerate(suite.experts):
+        for (features, experts), rows in zip((train, held_out), _examples(suite, shared, setting, task), strict=True):
+            features.append(rows.to(device))
+            experts.append(torch.full((len(rows),), position, device=device))
     router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed)
     return router, stored_bytes(router.state_dict())
+
+
+def _examples(suite: Suite, shared: Method, setting: Setting, task: str) -> tuple[Tensor, Tensor]:
+    """Features of a task's rows that train the router, and of those that choose its epoch: at least one of each."""
+    held_out = _features(suite, shared, setting, task, "validation")[0]
+    if setting.router.rows is not None:
+        return _features(suite, shared, setting, task, "train", setting.router.rows)[0], held_out
+    count = min(max(1, int(ROUTER_TRAIN * len(held_out))), len(held_out) - 1)
+    return held_out[:count], held_out[count:]
 
 
 @lru_cache(maxsize=128)
@@ -196,28 +207,40 @@ def _routed(suite: Suite, shared: Method, setting: Setting, task: str, split: st
     return weights, before + time.perf_counter() - start
 
 
-def _features(suite: Suite, shared: Method, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
-    """Features of a split under the shared expert, and the seconds of the forward passes that gave them.
+def _features(
+    suite: Suite, shared: Method, setting: Setting, task: str, split: str, rows: int | None = None
+) -> tuple[Tensor, float]:
+    """What the router reads of the first rows of a split, and the seconds that it took."""
+    recipe = setting.router
+    source = shared if recipe.source == "shared" else None
+    where = (setting.gold_biases, setting.device, setting.batch_size)
+    return _extracted(suite, source, *where, recipe.layer, recipe.pool, task, split, rows)
 
-    Before routing the task is not known, so under ``paper`` the biases are the base's.
+
+@lru_cache(maxsize=256)
+def _extracted(
+    suite: Suite,
+    source: Method | None,
+    gold_biases: bool,
+    device: str,
+    batch_size: int,
+    layer: int | None,
+    pool: str,
+    task: str,
+    split: str,
+    rows: int | None,
+) -> tuple[Tensor, float]:
+    """Features under the model that ``source`` makes, or the base.
+
+    Before routing the task is not known, so where biases are the known task's own these are the base's.
     """
-    setting = replace(setting, router=None, seed=None)
-    if not setting.gold_biases:  # the pass that scores the shared expert has them already
-        scored = _forward(suite, shared, None, setting, task, split)
-        return scored.features, scored.seconds
-    module = backbone(suite, setting.device)
-    module.load_state_dict(dict(suite.base.items()) | _merged(suite, shared, setting.gold_biases)[0].shared)
+    module = backbone(suite, device)
+    merged = _merged(suite, source, gold_biases)[0].shared if source else {}
+    module.load_state_dict(dict(suite.base.items()) | merged)
     inference.encoded(suite, task, split)
     start = time.perf_counter()
-    model = classifier(suite, task, module)
-    _, features = inference.forward(model, suite, task, split, batch_size=setting.batch_size)
-    return features, time.perf_counter() - start
-
-
-def _split(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that train the router, and rows that choose its epoch: at least one of each."""
-    count = min(max(1, int(ROUTER_TRAIN * len(rows))), len(rows) - 1)
-    return rows[:count], rows[count:]
+    found = inference.features(module, suite, task, split, layer=layer, pool=pool, rows=rows, batch_size=batch_size)
+    return found, time.perf_counter() - start
 
 
 @lru_cache(maxsize=128)
@@ -233,23 +256,23 @@ def _forward(suite: Suite, method: Method, route: str | None, setting: Setting, 
     start = time.perf_counter()
     if weights is None:
         module.load_state_dict(merged.shared | own)
-        logits, features = run()
+        logits = run()
     else:
         distinct, group = weights.unique(dim=0, return_inverse=True)
         if len(distinct) > max(len(suite.experts), len(weights) // SHARED):
             module.load_state_dict(merged.shared | own)
             with attach(module, merged.exclusive, setting.router.tolerance) as routes:
-                logits, features = run(routes=routes, weights=weights)
+                logits = run(routes=routes, weights=weights)
         else:  # a handful of routes, or groups of rows: merge each once and run its rows through a static model
-            logits, features = None, None
+            logits = None
             for number, route_weights in enumerate(distinct):
                 rows = (group == number).nonzero().flatten()
                 module.load_state_dict(with_route(merged, route_weights.tolist()) | own)
                 found = run(rows=rows.tolist())
                 if logits is None:
-                    logits, features = (part.new_empty(len(weights), part.shape[1]) for part in found)
-                logits[rows], features[rows] = found
-    return Pass(logits, features, time.perf_counter() - start)
+                    logits = found.new_empty(len(weights), found.shape[1])
+                logits[rows] = found
+    return Pass(logits, time.perf_counter() - start)
 
 
 def _weights(suite: Suite, method: Method, route: str | None, setting: Setting, task: str, split: str) -> Tensor | None:
@@ -297,12 +320,13 @@ def _predictions(
 
 
 def _scores(suite: Suite, task: str, frame: pd.DataFrame) -> list[dict]:
-    """The task's metrics, the primary one first; where a router was asked, also its accuracy and its choices."""
+    """The task's metrics, the primary one first; where a router was asked, also its choices and their accuracy."""
     labels, predictions = frame["label"].to_numpy(), frame["prediction"].to_numpy()
     values = {metric: score(metric, labels, predictions) for metric in suite.tasks[task].metrics}
     primary = next(iter(values))
     if frame["route"].notna().all():
-        values["router_accuracy"] = float((frame["route"] == task).mean())
+        if task in suite.experts:
+            values["router_accuracy"] = float((frame["route"] == task).mean())
         values |= {f"routed_to/{expert}": float((frame["route"] == expert).mean()) for expert in suite.experts}
     common = {"task": task, "n": len(frame)}
     return [common | {"metric": m, "primary": m == primary, "value": value} for m, value in values.items()]

@@ -74,7 +74,7 @@ def vector_effect(
         for model in (merged, bare):
             module.load_state_dict(with_route(model, route))
             head = classifier(suite, name, module)
-            logits.append(inference.forward(head, suite, name, "test", rows, batch_size=batch_size)[0])
+            logits.append(inference.forward(head, suite, name, "test", rows, batch_size=batch_size))
         labels = task.labels("test")[rows]
         whole, alone = (score(task.metrics[0], labels, _predicted(found, task.classes)) for found in logits)
         change = (logits[0] - logits[1]).abs().max().item()

@@ -31,7 +31,11 @@ from twinbench.suite import Suite, backbone, classifier
 from twinbench.task import Task
 
 SHARED, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-FEATURES = "mean over a text's tokens, special ones included, of the shared model's last hidden states"
+POOLED = {
+    "mean": "mean over a text's tokens, special ones included",
+    "first": "first token",
+    "segments": "means over the tokens of a row's first and of its second text, one after the other",
+}
 
 
 def export(
@@ -76,7 +80,7 @@ def export(
             _save(home / "adapter_model.safetensors", tensors)
             _save(home / "vectors.safetensors", halves[expert][1])
         if learned:
-            _write_json(part / "router.json", _describe(learned, list(suite.experts)))
+            _write_json(part / "router.json", _describe(learned, router, list(suite.experts)))
             _save(part / "router.safetensors", learned.logits.state_dict())
         text = card.render(job, suite, origins, rows, learned, effect)
         (part / "README.md").write_text(text, encoding="utf-8")
@@ -125,7 +129,7 @@ def _config(model: nn.Module, config, state: Mapping[str, Tensor]):
     return config
 
 
-def _describe(router: Router, experts: list[str]) -> dict:
+def _describe(router: Router, recipe: Mlp, experts: list[str]) -> dict:
     """What builds the router in plain torch: its ``layers`` are classes of ``torch.nn`` and their arguments."""
     sizes = {
         nn.Linear: lambda layer: [layer.in_features, layer.out_features],
@@ -134,7 +138,9 @@ def _describe(router: Router, experts: list[str]) -> dict:
         nn.Dropout: lambda layer: [layer.p],
     }
     layers = [[type(layer).__name__, *sizes[type(layer)](layer)] for layer in router.logits]
-    return {"experts": experts, "features": FEATURES, "layers": layers, "softmax": True, "top_k": router.top_k}
+    which = "last hidden states" if recipe.layer is None else f"hidden states after layer {recipe.layer}"
+    features = f"{POOLED[recipe.pool]}, of the shared model's {which}"
+    return {"experts": experts, "features": features, "layers": layers, "softmax": True, "top_k": router.top_k}
 
 
 def _link(path: Path, name: Path) -> None:

@@ -1,5 +1,7 @@
-"""Running a classifier over a split: logits, and the router's features."""
+"""Running a classifier over a split for its logits, and a backbone or its first layers for the router's features."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -13,9 +15,7 @@ from twinbench.suite import Suite
 @lru_cache(maxsize=64)
 def encoded(suite: Suite, task: str, split: str) -> list[dict[str, list[int]]]:
     """Token ids of every row of a split, truncated to the task's max_length."""
-    spec = suite.tasks[task]
-    texts = [spec.splits[split][column].tolist() for column in spec.columns]
-    batch = suite.tokenizer(*texts, truncation=True, max_length=spec.max_length)
+    batch = _encode(suite, task, split, None)
     return [dict(zip(batch.keys(), row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
 
@@ -30,7 +30,7 @@ def forward(
     batch_size: int,
     routes: Routes | None = None,
     weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Run a sequence classifier over rows of a split.
 
     Args:
@@ -39,32 +39,127 @@ def forward(
         weights: (n, experts) router weights of these rows, with ``routes``.
 
     Returns:
-        Logits (n, outputs), and the backbone's features (n, hidden): the mean of the last hidden states over a row's
-        tokens, special ones included. Both float32 on the CPU.
+        Logits (n, outputs), float32 on the CPU.
     """
+    rows = list(range(len(encoded(suite, task, split)))) if rows is None else rows
+
+    def logits(batch: dict, chosen: list[int]) -> Tensor:
+        if routes is not None:
+            routes.weights = weights[chosen]
+        return model(**batch).logits
+
+    # neighbours with one route share their matrix products
+    key = None if routes is None else lambda at: int(weights[at].argmax())
+    return _batched(logits, suite, task, split, rows, batch_size, model.device, key)
+
+
+@torch.inference_mode()
+def features(
+    module: nn.Module,
+    suite: Suite,
+    task: str,
+    split: str,
+    *,
+    layer: int | None,
+    pool: str,
+    rows: int | None,
+    batch_size: int,
+) -> Tensor:
+    """What a router reads of the first ``rows`` rows of a split: a backbone's hidden states, pooled over tokens.
+
+    Args:
+        layer: after how many layers, 0 being the embeddings, which is all that is run; None is the last.
+        pool: "mean" over a row's tokens, special ones included; "first" token; or "segments": the means over the tokens
+            of its first and of its second text column beside each other, zeros where there is no second.
+        rows: None is all of them.
+
+    Returns:
+        (n, hidden), or (n, 2 * hidden) for segments; float32 on the CPU.
+
+    Raises:
+        ValueError: the backbone has no such layer.
+    """
+    count = len(encoded(suite, task, split)) if rows is None else min(rows, len(encoded(suite, task, split)))
+    columns = _segments(suite, task, split, count) if pool == "segments" else None
+
+    def pooled(batch: dict, chosen: list[int]) -> Tensor:
+        hidden, mask = module(**batch).last_hidden_state.float(), batch["attention_mask"]
+        if pool == "first":
+            return hidden[torch.arange(len(hidden)), mask.argmax(1)]
+        if pool == "mean":
+            return _mean(hidden, mask)
+        column = torch.full_like(mask, -1)
+        column[mask.bool()] = torch.tensor([c for at in chosen for c in columns[at]], device=mask.device)
+        return torch.cat([_mean(hidden, column == which) for which in (0, 1)], 1)
+
+    with _first_layers(module, layer):
+        return _batched(pooled, suite, task, split, list(range(count)), batch_size, module.device, None)
+
+
+def _batched(
+    run: Callable[[dict, list[int]], Tensor],
+    suite: Suite,
+    task: str,
+    split: str,
+    rows: list[int],
+    batch_size: int,
+    device: torch.device,
+    key: Callable[[int], int] | None,
+) -> Tensor:
+    """The rows' results of ``run``, which gets a padded batch and its positions in ``rows``, ordered by ``key``."""
     encodings = encoded(suite, task, split)
-    rows = list(range(len(encodings))) if rows is None else rows
     order = sorted(range(len(rows)), key=lambda at: len(encodings[rows[at]]["input_ids"]))  # like lengths: less padding
-    hidden = []
-    hook = model.base_model.register_forward_hook(lambda _, inputs, output: hidden.append(output.last_hidden_state))
-    logits, features = [None] * len(rows), [None] * len(rows)
+    found = [None] * len(rows)
+    with tqdm(total=len(rows), desc=f"{task} {split}", unit="row", leave=False) as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            if key is not None:
+                chosen.sort(key=key)
+            batch = suite.tokenizer.pad([encodings[rows[at]] for at in chosen], return_tensors="pt").to(device)
+            for at, row in zip(chosen, run(batch, chosen).float().cpu(), strict=True):
+                found[at] = row
+            bar.update(len(chosen))
+    return torch.stack(found)
+
+
+@contextmanager
+def _first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
+    """Let a backbone end after so many of its layers."""
+    if count is None:
+        yield
+        return
+    depth = module.config.num_hidden_layers
+    stacks = [
+        (owner, name, child)
+        for owner in module.modules()
+        for name, child in owner.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    if not 0 <= count <= depth:
+        raise ValueError(f"router.layer must be in [0, {depth}] or null, got {count}")
+    if len(stacks) != 1:
+        raise ValueError(f"router.layer: {type(module).__name__} has no one list of {depth} layers; use null")
+    ((owner, name, layers),) = stacks
+    setattr(owner, name, layers[:count])
     try:
-        with tqdm(total=len(rows), desc=f"{task} {split}", unit="row", leave=False) as bar:
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                if routes is not None:  # neighbours with one route share their matrix products
-                    chosen.sort(key=lambda at: int(weights[at].argmax()))
-                batch = suite.tokenizer.pad([encodings[rows[at]] for at in chosen], return_tensors="pt").to(
-                    model.device
-                )
-                if routes is not None:
-                    routes.weights = weights[chosen]
-                out = model(**batch).logits.float().cpu()
-                mask = batch["attention_mask"][..., None]
-                means = ((hidden.pop().float() * mask).sum(1) / mask.sum(1)).cpu()
-                for at, row_logits, row_features in zip(chosen, out, means, strict=True):
-                    logits[at], features[at] = row_logits, row_features
-                bar.update(len(chosen))
+        yield
     finally:
-        hook.remove()
-    return torch.stack(logits), torch.stack(features)
+        setattr(owner, name, layers)
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(n, tokens, hidden) averaged over the tokens of a mask (n, tokens); zeros where it has none."""
+    kept = mask[..., None].float()
+    return (hidden * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def _segments(suite: Suite, task: str, split: str, count: int) -> list[list[int]]:
+    """Per row and token the text column that it comes from, 0 or 1, or -1 for a special token."""
+    batch = _encode(suite, task, split, count)
+    return [[-1 if column is None else column for column in batch.sequence_ids(row)] for row in range(count)]
+
+
+def _encode(suite: Suite, task: str, split: str, count: int | None):
+    spec = suite.tasks[task]
+    texts = [spec.splits[split][column].tolist()[:count] for column in spec.columns]
+    return suite.tokenizer(*texts, truncation=True, max_length=spec.max_length)

@@ -1,7 +1,8 @@
 """The router of Twin-Merging (arXiv 2406.15479, section 3.3, appendix D.1): features in, weights over experts out.
 
-``w = softmax(R(Emb(x)))``, where Emb(x) is the mean of the shared expert's last hidden states over the tokens of x, and
-R is three linear layers with batch normalization and Leaky ReLU, trained by cross-entropy on which task x comes from.
+``w = softmax(R(Emb(x)))``, where Emb(x) are hidden states of the shared expert pooled over the tokens of x (the paper:
+the mean of the last ones), and R is three linear layers with batch normalization and Leaky ReLU, trained by
+cross-entropy on which task x comes from.
 """
 
 import copy
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
+
+POOLS = ("mean", "first", "segments")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Mlp:
         top_k: keep only the k largest weights of a row, rescaled to sum to 1; None keeps all, as the paper does.
         groups: at most so many routes per expert in a split, each shared by the rows of a group (see `grouped`; the
             paper's speed-up has 20); None routes every row by itself.
+        source: whose hidden states are read: "shared", the shared expert's as in the paper, or "base".
+        layer, pool: which hidden states and how they are pooled, as in `inference.features`; the paper's are the last
+            ones (None), and their "mean".
+        rows: train on at most so many of each task's training rows, as the authors' code does, and let the rows held
+            out of them choose the epoch; None trains on four fifths of the held-out rows, as the paper says.
         tolerance: a row may do without an expert whose weight is at most this, which is faster (see `routed.attach`
             for the bound); 0 is exact.
 
@@ -45,6 +53,10 @@ class Mlp:
     epochs: int
     batch_size: int
     top_k: int | None
+    source: str = "shared"
+    layer: int | None = None
+    pool: str = "mean"
+    rows: int | None = None
     groups: int | None = None
     tolerance: float = 0.0
 
@@ -57,6 +69,10 @@ class Mlp:
             ("batch_size", self.batch_size >= 2, "at least 2 (batch normalization needs two rows)"),
             ("top_k", self.top_k is None or self.top_k >= 1, "null or at least 1"),
             ("groups", self.groups is None or self.groups >= 1, "null or at least 1"),
+            ("source", self.source in ("shared", "base"), "shared or base"),
+            ("layer", self.layer is None or self.layer >= 0, "null or at least 0"),
+            ("pool", self.pool in POOLS, f"of {', '.join(POOLS)}"),
+            ("rows", self.rows is None or self.rows >= 2, "null or at least 2"),
             ("tolerance", 0 <= self.tolerance < 1, "in [0, 1)"),
         ):
             if not legal:
@@ -89,8 +105,8 @@ def fit(recipe: Mlp, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tenso
     """Train a router; deterministic under ``seed``, and the caller's random state is left as it was.
 
     Args:
-        train: features (n, hidden) and expert positions (n,) of training rows that no expert was trained on.
-        held_out: the same of further such rows, which choose the epoch.
+        train: features (n, hidden) and expert positions (n,).
+        held_out: the same of rows that no expert was trained on; they choose the epoch.
     """
     features, experts = train
     with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):

@@ -1,0 +1,101 @@
+"""What the router reads: hidden states of any layer, pooled over a row's tokens, against a row-by-row reference."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CLASSES, WORDS
+from test_suite import make_task
+
+from twinbench import benchmark, inference
+from twinbench.router import Mlp
+from twinbench.suite import backbone, open_suite
+
+RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 3, "batch_size": 16, "top_k": None}
+DRAW = np.random.default_rng(0)
+
+
+def pairs(rows: int):
+    texts = {name: [" ".join(DRAW.choice(WORDS, DRAW.integers(1, 7))) for _ in range(rows)] for name in ("one", "two")}
+    return pd.DataFrame(texts | {"label": [0, 1] * (rows // 2)})
+
+
+@pytest.fixture
+def suite(family):
+    """Two tasks of one text, and one of two."""
+    frames = {"train": pairs(40), "test": pairs(10)}
+    tasks = {task: make_task(task) for task in CLASSES}
+    tasks["letters"] = make_task("letters", frames, columns=["one", "two"])
+    return open_suite("tiny", family / "base", {task: family / "experts" / task for task in CLASSES}, tasks)
+
+
+@torch.inference_mode()
+def reference(suite, task, layer, pool, row):
+    """One row, alone and unpadded, through the whole model."""
+    texts = [suite.tasks[task].splits["test"][column][row] for column in suite.tasks[task].columns]
+    batch = suite.tokenizer(*texts, truncation=True, max_length=16, return_tensors="pt")
+    states = backbone(suite, "cpu")(**batch, output_hidden_states=True).hidden_states
+    hidden = states[-1 if layer is None else layer][0]
+    if pool == "segments":
+        ids = batch.sequence_ids(0)
+        halves = [hidden[[at for at, column in enumerate(ids) if column == which]] for which in (0, 1)]
+        return torch.cat([half.mean(0) if len(half) else torch.zeros(hidden.shape[1]) for half in halves])
+    return hidden.mean(0) if pool == "mean" else hidden[0]
+
+
+@pytest.mark.parametrize("pool", ["mean", "first", "segments"])
+@pytest.mark.parametrize("layer", [None, 0, 1, 2])
+def test_features_are_the_layers_hidden_states_pooled(suite, layer, pool):
+    module = backbone(suite, "cpu")
+    module.load_state_dict(dict(suite.base.items()))
+    for task in ("letters", "colours"):
+        found = inference.features(module, suite, task, "test", layer=layer, pool=pool, rows=None, batch_size=4)
+        wanted = torch.stack([reference(suite, task, layer, pool, row) for row in range(10)])
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+        some = inference.features(module, suite, task, "test", layer=layer, pool=pool, rows=3, batch_size=4)
+        torch.testing.assert_close(some, wanted[:3], atol=1e-5, rtol=0)
+
+
+def test_layers_that_are_not_read_are_not_run(suite):
+    module, ran = backbone(suite, "cpu"), []
+    hooks = [
+        layer.register_forward_hook(lambda *_, at=at: ran.append(at)) for at, layer in enumerate(module.encoder.layer)
+    ]
+    inference.features(module, suite, "size", "test", layer=1, pool="mean", rows=4, batch_size=4)
+    assert ran == [0]
+    inference.features(module, suite, "size", "test", layer=None, pool="mean", rows=4, batch_size=4)
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, 0, 1], "the module is whole again"
+
+
+def test_a_layer_that_is_not_there_is_refused(suite):
+    with pytest.raises(ValueError, match=r"router\.layer must be in \[0, 2\] or null, got 3"):
+        inference.features(backbone(suite, "cpu"), suite, "size", "test", layer=3, pool="mean", rows=None, batch_size=4)
+
+
+def test_a_router_is_trained_on_held_out_rows_or_on_so_many_training_rows(suite):
+    static = benchmark.Method("average", lambda base, experts: benchmark.Merged(base), None, None)
+    for rows, sizes in ((None, (4, 1)), (7, (7, 5)), (500, (20, 5))):
+        setting = benchmark.Setting(False, Mlp(**RECIPE, rows=rows), 0, "cpu", 8)
+        train, held_out = benchmark._examples(suite, static, setting, "size")
+        assert (len(train), len(held_out)) == sizes
+        where = {"layer": None, "pool": "mean", "batch_size": 8}
+        backbone(suite, "cpu").load_state_dict(dict(suite.base.items()))
+        read = inference.features(
+            backbone(suite, "cpu"), suite, "size", "validation" if rows is None else "train", rows=sizes[0], **where
+        )
+        assert torch.equal(train, read)
+
+
+def test_the_base_is_read_where_the_router_says_so(suite):
+    """The same routes whatever the shared expert is, and other ones where it is read."""
+    routes = {}
+    for source in ("base", "shared"):
+        for task in ("letters", "size"):
+            expert = suite.experts[task]
+            made = benchmark.Method(task, lambda base, experts, own=expert: benchmark.Merged(own), None, None)
+            setting = benchmark.Setting(False, Mlp(**RECIPE, source=source), 0, "cpu", 8)
+            routes[source, task] = benchmark._routed(suite, made, setting, "colours", "test")[0]
+    assert torch.equal(routes["base", "letters"], routes["base", "size"])
+    assert not torch.equal(routes["shared", "letters"], routes["shared", "size"])
