@@ -21,7 +21,7 @@ from twinbench.mistakes import MISTAKES, one_line
 ROOT = Path(__file__).parent
 MEASURED = (
     *("task", "metric", "primary", "value", "n", "merge_seconds", "route_seconds", "eval_seconds"),
-    *("shared_bytes", "exclusive_bytes", "router_bytes", "peak_memory_bytes", "device"),
+    *("shared_bytes", "exclusive_bytes", "router_bytes", "peak_memory_bytes", "device", "data"),
 )
 
 
@@ -55,6 +55,7 @@ def run(cfg: DictConfig) -> dict[str, str]:
     if done and not config["force"]:
         print(f"skipped {job.run_id}  {job.label}: it has a record (force=true runs it again)", flush=True)
         status = "skipped"
+        keep_missing_training(config, job)
     else:
         print(f"running {job.run_id}  {job.label}", flush=True)
         status = record(cfg, config, job, names, describe(job, choices["experiment"]))
@@ -65,7 +66,7 @@ def run(cfg: DictConfig) -> dict[str, str]:
 
 def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str], identity: Mapping) -> str:
     """Measure one configuration and write down what came of it; say whether it went well (ok, failed)."""
-    results_dir = Path(config["results_dir"])
+    results_dir, origins = Path(config["results_dir"]), provenance.data(config["suite"])
     try:
         rows, predictions = measure(cfg, config, job, names)
     except Exception as error:  # whatever went wrong with one configuration is its record, and the sweep goes on
@@ -76,7 +77,7 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
             traceback.print_exc()
         print(f"error: {job.label}: {one_line(error)}", file=sys.stderr, flush=True)
         return "failed"
-    rows = [identity | {"status": "ok", "error": None} | row for row in rows]
+    rows = [identity | {"status": "ok", "error": None} | row | {"data": origins[row["task"]]} for row in rows]
     records.write_predictions(results_dir, job.run_id, predictions)
     records.write(results_dir, rows)
     print("  " + "  ".join(f"{r['task']} {r['metric']} {r['value']:.4f}" for r in rows if r["primary"]), flush=True)
@@ -121,6 +122,7 @@ def prepare(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
     benchmark.validate(plan.merged(config["suite"]), method, router, job.protocol)
     device = pick_device(config["device"])
     suite = open_suite(json.dumps(config["suite"]), device)
+    keep_training(config, job)
     return suite, method, router, job.protocol, config["seed"], device, config["batch_size"]
 
 
@@ -140,30 +142,56 @@ def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], grou
     return Method(f"{names[group]} {json.dumps(values, sort_keys=True)}", merge, signature.route, shared)
 
 
-@functools.lru_cache(maxsize=1)
-def open_suite(suite_json: str, device: str):
-    """Fetch a suite's base and data, fine-tune or fetch its experts, and open everything; once for a sweep."""
-    from twinbench import experts, suite, task
+def keep_training(config: Mapping, job: plan.Job) -> None:
+    """Copy how the suite's experts were trained from the cache to the results, for their report."""
+    if provenance.trained(config["suite"]):
+        training = provenance.training(config["suite"], load_tasks(json.dumps(config["suite"])))
+        records.write_experts(Path(config["results_dir"]), job.suite_id, training)
 
-    config = json.loads(suite_json)
-    base = assets.fetch(config["base"])
-    tasks = {}
+
+def keep_missing_training(config: Mapping, job: plan.Job) -> None:
+    """Keep the training for a suite whose records are older than this file of the results, where it is still cached.
+
+    What is to be skipped is done, so data that cannot be fetched any more does not make it fail.
+    """
+    if records.experts(Path(config["results_dir"]), job.suite_id) is None:
+        try:
+            keep_training(config, job)
+        except MISTAKES as error:
+            print(f"no learning curves for the report: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+@functools.lru_cache(maxsize=1)
+def load_tasks(suite_json: str):
+    """Fetch and read the data of a suite's tasks; once for a sweep."""
+    from twinbench import task
+
+    config, tasks = json.loads(suite_json), {}
     for name, spec in config["tasks"].items():
         sources = {key: assets.fetch(source) for key, source in spec["sources"].items()}
         rest = {key: value for key, value in spec.items() if key not in ("sources", "data", "finetune")}
         rest["limit"] = config.get("limit")
         tasks[name] = task.load_task(instantiate(spec["data"]), sources, name=name, **rest)
+    return tasks
+
+
+@functools.lru_cache(maxsize=1)
+def open_suite(suite_json: str, device: str):
+    """Fetch a suite's base, fine-tune or fetch its experts, and open them with its tasks; once for a sweep."""
+    from twinbench import experts, suite
+
+    config = json.loads(suite_json)
+    base, tasks = assets.fetch(config["base"]), load_tasks(suite_json)
     own = {name: config["tasks"][name] for name in plan.own_experts(config)}
     if config["checkpoints"] is not None:
         folders = {name: assets.fetch(config["checkpoints"][name]) for name in own}
     else:
         how = {name: plan.recipe(config, spec) for name, spec in own.items()}
         recipes = {name: experts.Recipe(**given | {"freeze": tuple(given["freeze"])}) for name, given in how.items()}
-        folders = {}
-        for name, spec in own.items():
-            key = plan.expert_id(config["base"], spec, how[name])
-            folder = assets.cache_dir() / "experts" / f"{name}-{key}"
-            folders[name] = experts.finetune(base, tasks[name], recipes[name], folder, device)
+        folders = {
+            name: experts.finetune(base, tasks[name], recipe, plan.expert_folder(config, name), device)
+            for name, recipe in recipes.items()
+        }
     return suite.open_suite(config["name"], base, folders, tasks, plan.merged(config))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from twinbench.assets import cache_dir, fetch, fingerprint
+from twinbench.assets import cache_dir, fetch, fingerprint, origin
 
 ROOT = Path(__file__).parent.parent
 FETCH = "import json, sys; from twinbench.assets import fetch; print(fetch(json.loads(sys.argv[1])))"
@@ -184,6 +184,26 @@ def test_fingerprint_of_a_pin_is_the_pin(cache):
 
 
 # ---- wheels
+
+
+def test_origin_names_the_content_and_no_folder_of_this_machine(tmp_path, cache, monkeypatch):
+    hub = {"name": "qqp", "hub": "nyu-mll/glue", "revision": COMMIT, "folder": "qqp"}
+    assert origin(hub) == "nyu-mll/glue@01234567/qqp"
+    assert origin({"hub": "a/b", "revision": "main"}) == "a/b@main"
+    pins = {"wheel": ["a==1.0", "b==2.0"], "sha256": ["0" * 64, "1" * 64], "folder": "data"}
+    assert origin(pins) == "wheel a==1.0, b==2.0"
+    (tmp_path / "data" / "qqp").mkdir(parents=True)
+    file = tmp_path / "data" / "qqp" / "train.parquet"
+    file.write_bytes(b"rows")
+    monkeypatch.setenv("TWINBENCH_DATA", str(tmp_path / "data"))
+    told = origin(hub)
+    assert re.fullmatch("local folder qqp, sha256 [0-9a-f]{12}", told)
+    assert fingerprint(hub).startswith("sha256:" + told[-12:])
+    monkeypatch.chdir(file.parent)
+    assert origin({"path": "."}) == told, "however it is called, a folder has a name"
+    assert origin({"path": str(file)}).startswith("local file train.parquet, sha256 ")
+    file.write_bytes(b"other rows")
+    assert origin(hub) != told
 
 
 def test_wheel_is_unpacked_once_and_only_where_asked(shelf, cache):

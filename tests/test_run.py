@@ -1,5 +1,6 @@
 """run.py end to end on a tiny real family: records, protocols, resuming, mistakes, and a process that is killed."""
 
+import json
 import os
 import shutil
 import signal
@@ -77,6 +78,55 @@ def test_a_run_leaves_complete_records_and_predictions(bench):
         assert kept
         for row in kept:
             assert row["value"] == score(row["metric"], group["label"].to_numpy(), group["prediction"].to_numpy())
+
+
+def unreachable(*_):
+    raise OSError("no network")
+
+
+def test_how_experts_were_trained_comes_into_the_results_and_its_report(bench, family, tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINBENCH_CACHE", str(tmp_path / "cache"))
+    recipe = {"epochs": 3, "batch_size": 8, "lr": 5e-3, "weight_decay": 0.0, "warmup": 0.1, "freeze": [], "seed": 0}
+    write_suite(family, tmp_path / "conf", checkpoints=None, finetune=recipe)
+    assert bench("method=average", conf=tmp_path / "conf") == "ok"
+    rows = records.read(bench.results)
+    for row in rows:
+        assert row["data"].startswith(f"local folder {row['task']}, sha256 ")
+    (file,) = (bench.results / "experts").iterdir()
+    assert file.stem == rows[0]["suite_id"]
+    assert str(tmp_path) not in file.read_text() and str(family) not in file.read_text()
+    found = records.experts(bench.results, file.stem)
+    assert list(found) == list(CLASSES)
+    for task, expert in found.items():
+        history = json.loads((tmp_path / "cache" / "experts" / expert["expert"] / "training.json").read_text())
+        assert {key: expert[key] for key in history} == history
+        assert expert["rows"] == {"train": 40, "validation": 20}
+        assert expert["data"] == next(row["data"] for row in rows if row["task"] == task)
+    written = file.read_bytes(), file.stat().st_mtime_ns
+    assert bench("method=pretrained", conf=tmp_path / "conf") == "ok"
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == written, "written once"
+    file.unlink()
+    assert bench("method=average", conf=tmp_path / "conf") == "skipped"
+    assert file.read_bytes() == written[0], "records of before the file was kept get it as well"
+    file.unlink()
+    monkeypatch.setattr(run, "load_tasks", unreachable)
+    assert bench("method=average", conf=tmp_path / "conf") == "skipped", "what is done stays done without its data"
+    assert not file.exists()
+    file.write_bytes(written[0])
+    made = report.make(bench.results, suite="tiny")
+    last = made["tables"]["experts_learned"].set_index("task")["last"]
+    final = {task: [e for e in expert["curve"] if "eval_loss" in e][-1] for task, expert in found.items()}
+    assert last["letters"] == 100 * final["letters"]["eval_accuracy"]
+    assert last["size"] == 100 * final["size"]["eval_pearson_spearman"]
+    assert made["figures"]["experts_learning"].exists()
+
+
+def test_a_skipped_run_needs_no_expert_and_a_failed_one_has_no_data(bench, family):
+    assert bench("method=average") == "ok"
+    assert bench("method=average") == "skipped"
+    assert not (bench.results / "experts").exists(), "these experts were trained elsewhere"
+    assert bench("method=ties", "method.density=7") == "failed"
+    assert [row["data"] for row in rows_of(bench.results, status="failed")] == [None]
 
 
 def test_individual_scores_are_the_experts_own(bench, family):

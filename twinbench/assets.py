@@ -25,6 +25,7 @@ import platformdirs
 from twinbench.wheels import unpacked
 
 KEYS = ("path", "name", "wheel", "sha256", "parts", "hub", "revision", "repo_type", "folder", "include")
+LOCAL = "local"  # begins the origin of what is read from this machine's own folders
 HUB_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".parquet")  # none of them can run code when it is loaded
 CONTENT_SUFFIXES = (*HUB_SUFFIXES, ".arrow", ".csv", ".tsv")
 
@@ -71,6 +72,26 @@ def fingerprint(source: Mapping) -> str:
     pins = ",".join(f"{pin}:{sha256}" for pin, sha256 in _pins(source))
     pins += f"!{source['parts']}" if source.get("parts") else ""
     return f"wheel:{pins}:{folder}" if folder else f"wheel:{pins}"
+
+
+def origin(source: Mapping) -> str:
+    """Return where the content of a source comes from, in a few words for a person.
+
+    A local folder is called by its own name, so that nothing of this machine is told, and pinned by its content.
+
+    Raises:
+        ValueError: a malformed source, a source that nothing serves, or a local folder with nothing to read.
+        FileNotFoundError: ``path`` does not exist.
+    """
+    chosen = _choose(source)
+    if isinstance(chosen, Path):
+        kind = "folder" if chosen.is_dir() else "file"
+        return f"{LOCAL} {kind} {Path(os.path.abspath(chosen)).name}, sha256 {_content_hash(chosen)[:12]}"
+    if chosen == "wheel":
+        return "wheel " + ", ".join(pin for pin, _ in _pins(source))
+    commit = re.fullmatch("[0-9a-f]{40}", source["revision"])
+    revision = source["revision"][:8] if commit else source["revision"]
+    return f"{source['hub']}@{revision}" + (f"/{source['folder']}" if source.get("folder") else "")
 
 
 def cache_dir() -> Path:

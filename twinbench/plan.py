@@ -178,6 +178,12 @@ def expert_id(base: Mapping, task: Mapping, recipe: Mapping) -> str:
     return _hash([assets.fingerprint(base), trained_on, recipe])
 
 
+def expert_folder(suite: Mapping, name: str) -> Path:
+    """Where the cache keeps the expert that is fine-tuned for a task of the suite."""
+    task = suite["tasks"][name]
+    return assets.cache_dir() / "experts" / f"{name}-{expert_id(suite['base'], task, recipe(suite, task))}"
+
+
 def origins(suite: Mapping) -> dict[str, str]:
     """Per task where its expert comes from: the content of a checkpoint, or the recipe of a fine-tuning and its id."""
     if suite["checkpoints"] is not None:

@@ -1,11 +1,19 @@
-"""Where a number comes from: the code's commit and the versions it ran with."""
+"""Where a number comes from: the code's commit and its versions, the data, and how the experts were trained."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twinbench import assets, plan
+
+if TYPE_CHECKING:  # it imports pandas, which `plan=true` need not pay
+    from twinbench.task import Task
 
 PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 
@@ -37,6 +45,45 @@ def machine() -> str:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def data(suite: Mapping) -> dict[str, str]:
+    """Per task of a resolved suite where its rows come from, e.g. ``nyu-mll/glue@bcdcba79/qqp``."""
+    return {
+        name: "; ".join(assets.origin(source) for source in task["sources"].values())
+        for name, task in suite["tasks"].items()
+    }
+
+
+def trained(suite: Mapping) -> bool:
+    """Whether the suite's experts are fine-tuned by twinbench and all of them are in the cache."""
+    finished = (plan.expert_folder(suite, name) / "training.json" for name in suite["tasks"])
+    return suite["checkpoints"] is None and all(file.exists() for file in finished)
+
+
+def training(suite: Mapping, tasks: "Mapping[str, Task]") -> dict[str, dict]:
+    """Per task how its cached expert was trained, for a suite whose experts are.
+
+    Args:
+        tasks: the suite's, loaded.
+
+    Returns:
+        Per task what the expert's ``training.json`` says (recipe, curve, seconds, device, torch), with ``expert`` (its
+        name in the cache), ``data``, ``rows`` (of train and validation), ``loss`` and ``metric``, the primary one.
+    """
+    origins, found = data(suite), {}
+    for name, task in tasks.items():
+        folder = plan.expert_folder(suite, name)
+        text = (folder / "training.json").read_text(encoding="utf-8")
+        found[name] = {
+            "expert": folder.name,
+            "data": origins[name],
+            "rows": {split: len(task.splits[split]) for split in ("train", "validation")},
+            "loss": "squared error" if task.classes is None else "cross-entropy (nats)",
+            "metric": task.metrics[0],
+        }
+        found[name] |= json.loads(text, parse_constant=lambda _: None)  # the NaN of a training that diverged is no JSON
+    return found
 
 
 def _git(root: Path, *arguments: str) -> str:

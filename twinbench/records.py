@@ -1,7 +1,8 @@
 """Records: measured numbers, one JSON line each, one file per run, written once and never edited.
 
 ``RESULTS/records/TIME-RUN_ID.jsonl`` holds a run's rows; ``RESULTS/predictions/RUN_ID.parquet`` its predictions;
-``RESULTS/sweeps/EXPERIMENT.json`` which runs an experiment consisted of when it was last run.
+``RESULTS/sweeps/EXPERIMENT.json`` which runs an experiment consisted of when it was last run;
+``RESULTS/experts/SUITE_ID.json`` how the experts of a suite were trained, where twinbench trained them.
 A file appears under its name only when it is whole, so a killed process leaves nothing half-written to read.
 """
 
@@ -99,6 +100,38 @@ def sweep(results_dir: Path, experiment: str) -> list[str]:
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json"))) or "none"
         raise ValueError(f"no sweep of experiment {experiment!r} in {results_dir}; there are: {known}")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_experts(results_dir: Path, suite_id: str, training: Mapping[str, Mapping]) -> None:
+    """Write how each expert of a suite was trained, all or nothing; a file that says the same is left alone.
+
+    One that says something else is replaced: its experts were trained again, and the newest records are of these.
+    """
+    if experts(results_dir, suite_id) != training:
+        with _whole_file(_experts_file(results_dir, suite_id)) as part:
+            part.write_text(json.dumps(training, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def experts(results_dir: Path, suite_id: str) -> dict[str, dict] | None:
+    """How the experts of a suite were trained, by task, or None where that is not known.
+
+    Raises:
+        ValueError: the file is not a JSON object.
+    """
+    path = _experts_file(results_dir, suite_id)
+    if not path.exists():
+        return None
+    try:
+        training = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(training, dict):
+        raise ValueError(f"{path}: not an object with the training of each task's expert")
+    return training
+
+
+def _experts_file(results_dir: Path, suite_id: str) -> Path:
+    return results_dir / "experts" / f"{suite_id}.json"
 
 
 def check_writable(results_dir: Path) -> None:

@@ -1,8 +1,8 @@
-"""Records -> leaderboard: tables, figures and one page per suite or experiment, a function of the records alone.
+"""Records -> leaderboard: tables, figures and one page per suite or experiment, made from the results folder alone.
 
-``RESULTS/reports/NAME/`` holds ``index.html``, ``leaderboard.md``, ``leaderboard.tex``, ``experts.md``, one CSV per
-table at full precision and ``figures/``. It is regenerated as a whole: the same records give the same bytes, and what
-an earlier report had and this one has not is removed.
+``RESULTS/reports/NAME/`` holds ``index.html``, ``leaderboard.md``, ``leaderboard.tex``, ``experts.md``,
+``experts.tex``, one CSV per table at full precision and ``figures/``. It is regenerated as a whole: the same records
+give the same bytes, and what an earlier report had and this one has not is removed.
 """
 
 import os
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from twinbench.report.sections import Section
 
 REFERENCE = "twin_merging"
-SHOWN = ("normalized", "raw", "storage", "time", "router", "published", "failed")  # the tables of leaderboard.md
+EXPERTS = ("experts", "training", "learned", "seconds")  # the tables of experts.md
+SHOWN = (  # the tables of leaderboard.md
+    *("normalized", "raw", "storage", "time", "router", "published", "failed"),
+    *("training", "learned", "seconds", "origins"),
+)
 
 
 def make(
@@ -25,7 +29,7 @@ def make(
     """Write a report and return what is in it.
 
     Args:
-        results_dir: folder with ``records/``, ``predictions/`` and ``sweeps/``.
+        results_dir: folder with ``records/``, ``predictions/``, ``experts/`` and ``sweeps/``.
         suite: the report is of all runs on the test split of this suite; or
         experiment: of the runs of this experiment's last sweep, whatever they score.
         reference: the method, or the label of the row, that differences are taken to. The default may be absent (then
@@ -49,7 +53,8 @@ def make(
         draws = pool.submit(intervals.draws, results_dir, found)
         from twinbench.report import page, sections, text
 
-        made = sections.make(found, draws.result(), name, reference, older=experiment is None)
+        training = {block.suite_id: records.experts(results_dir, block.suite_id) for block in found}
+        made = sections.make(found, training, draws.result(), name, reference, older=experiment is None)
     which = f"experiment={experiment}" if experiment else f"suite={suite}"
     command = f"python -m twinbench.report {which} results_dir={_relative(results_dir)} reference={reference}"
     folder = results_dir / "reports" / name
@@ -91,10 +96,13 @@ def _files(name: str, made: "list[Section]") -> dict[str, bytes]:
     from twinbench.report import text
 
     files = {"leaderboard.md": text.document(name, made, SHOWN).encode()}
-    if any("experts" in section.tables for section in made):
-        files["experts.md"] = text.document(name, made, ("experts",)).encode()
+    if any(set(EXPERTS) & set(section.tables) for section in made):
+        files["experts.md"] = text.document(name, made, EXPERTS).encode()
     if "normalized" in made[0].tables:
-        files["leaderboard.tex"] = text.latex(name, made[0]).encode()
+        files["leaderboard.tex"] = text.latex(name, made[0], "normalized").encode()
+    trained = next((section for section in made if "training" in section.tables), None)
+    if trained:
+        files["experts.tex"] = text.latex(name, trained, "training").encode()
     for section in made:
         for title, table in section.tables.items():
             files[f"{section.file(title)}.csv"] = table.to_csv(index=False, lineterminator="\n").encode()

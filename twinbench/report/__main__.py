@@ -4,7 +4,7 @@ Usage: python -m twinbench.report suite=NAME|experiment=NAME [results_dir=result
 
   suite        report all its runs on the test split; or
   experiment   report the runs of this experiment
-  results_dir  folder with records/, predictions/ and sweeps/; the report goes to its reports/NAME/
+  results_dir  folder with records/, predictions/, experts/ and sweeps/; the report goes to its reports/NAME/
   reference    method or row that differences are taken to
 """
 

@@ -21,9 +21,9 @@ def render(suite: str, sections: list[Section], records: list[dict], command: st
     parts = [
         {
             "id": section.file("section"),
-            "heading": text.heading(section),
+            "heading": section.heading,
             "older": section.older,
-            "sentence": text.PROTOCOLS[section.block.protocol],
+            "sentence": section.sentence,
             "notes": section.notes,
             "tables": [_table(section, name) for name in text.TITLES if name in section.tables],
             "figures": [(title(name), _inline(files["svg"])) for name, files in section.figures.items()],
@@ -49,7 +49,7 @@ def _table(section: Section, name: str) -> dict:
 def _cell(head: str, shown: str, values: dict, shaded: bool) -> dict:
     """A cell: its kind and text, the small print under it, and the share in [0, 1] that it is shaded by."""
     cell = {"kind": "number", "text": shown, "under": "", "share": None}
-    if head in ("method", "expert"):
+    if head in text.NAMES:
         label, _, settings = values[head].partition(" (")
         return cell | {"kind": "name", "text": label, "under": settings.removesuffix(")")}
     if head == "worst task":
@@ -57,7 +57,7 @@ def _cell(head: str, shown: str, values: dict, shaded: bool) -> dict:
         return cell | {"text": score, "under": task}
     if shaded and shown:
         return cell | {"share": min(max(values[head] / 100, 0), 1)}
-    return cell | {"kind": "text"} if head in ("status", "error", "source") else cell
+    return cell | {"kind": "text"} if head in text.WORDS else cell
 
 
 def _inline(svg: bytes) -> str:

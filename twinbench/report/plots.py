@@ -238,14 +238,21 @@ def _overlap(a: tuple, b: tuple) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
+def titled(width: float, height: float, title: str, subtitle: str) -> Figure:
+    """An empty figure under its two lines of title, in inches; every further line of the subtitle makes it higher."""
+    width = max(width, NARROWEST)
+    subtitle = textwrap.fill(subtitle, int((width - 0.3) / CHARACTER))
+    height += LINE_HEIGHT * subtitle.count("\n")
+    figure = Figure((width, height), dpi=DPI)
+    figure.text(0.15 / width, 1 - 0.13 / height, title, size=11, weight="bold", va="top")
+    figure.text(0.15 / width, 1 - 0.36 / height, subtitle, color=MUTED, va="top")
+    return figure
+
+
 def _axes(left, width, height, top, *, right=0.15, bottom, title, subtitle):
     """A figure with one set of axes of ``width`` x ``height`` inches inside the margins, and its two lines of title."""
-    subtitle = textwrap.fill(subtitle, int((max(left + width + right, NARROWEST) - 0.3) / (CHARACTER)))
-    top += LINE_HEIGHT * subtitle.count("\n")
-    full = (max(left + width + right, NARROWEST), height + top + bottom)
-    figure = Figure(full, dpi=DPI)
-    figure.text(0.15 / full[0], 1 - 0.13 / full[1], title, size=11, weight="bold", va="top")
-    figure.text(0.15 / full[0], 1 - 0.36 / full[1], subtitle, color=MUTED, va="top")
+    figure = titled(left + width + right, height + top + bottom, title, subtitle)
+    full = figure.get_size_inches()
     return figure, figure.add_axes([left / full[0], bottom / full[1], width / full[0], height / full[1]])
 
 

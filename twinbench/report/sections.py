@@ -1,13 +1,17 @@
-"""Block -> section: its tables, the notes on them and its figures, under the names that their files carry."""
+"""Blocks -> sections: their tables, the notes on them and their figures, under the names that their files carry.
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+Each block has a section, and each suite_id one on its experts and one on its data, where these are known.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from twinbench.report import plots, tables, text
+from twinbench.report import learning, plots, tables, text
 from twinbench.report.blocks import Block
 from twinbench.report.intervals import Draws
 
@@ -17,6 +21,7 @@ TITLES = {
     "storage": "Score against storage",
     "router": "Where the router sends each task",
     "experts": "Each expert on each task",
+    "learning": "Learning curves of the experts",
 }
 
 
@@ -27,10 +32,11 @@ def title(name: str) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """What the report shows of one block; ``figures`` holds the ``svg`` and ``png`` bytes of each."""
+    """Tables and figures under one heading; ``figures`` holds the ``svg`` and ``png`` bytes of each."""
 
-    block: Block
-    several: bool  # suite_ids in the report, so that the block's own belongs to its name
+    heading: str
+    sentence: str  # under the heading
+    slug: str  # begins the names of its files
     older: bool  # of a suite_id that is not the newest of its suite
     tables: dict[str, pd.DataFrame]
     notes: list[str]
@@ -38,30 +44,81 @@ class Section:
 
     def file(self, name: str) -> str:
         """The stem of a table's or figure's files; the expert matrix is plainly ``experts`` where it is strict."""
-        split = "" if self.block.split == "test" else f"_{self.block.split}"
-        slug = f"{self.block.protocol}{split}" + (f"_{self.block.suite_id}" if self.several else "")
-        return name if (name, slug) == ("experts", "strict") else f"{slug}_{name}"
+        return name if (name, self.slug) == ("experts", "strict") else f"{self.slug}_{name}"
 
 
-def make(found: list[Block], draws: Draws, name: str, reference: str, *, older: bool) -> list[Section]:
-    """One section per block.
+def make(
+    found: list[Block],
+    training: Mapping[str, Mapping],
+    draws: Draws,
+    name: str,
+    reference: str,
+    *,
+    older: bool,
+) -> list[Section]:
+    """The sections of each suite_id: one per block, then its experts and its data.
 
     Args:
+        training: per suite_id how its experts were trained, where that is known.
         name: of the report.
         older: whether suite_ids other than the first block's are older versions, which are not drawn.
     """
     main = found[0].suite_id
     marks = plots.styles((row.method for block in found for row in block.rows), _method(found, reference))
     sections = []
-    for block in found:
-        other = block.suite_id != main
-        made = tables.make(block, draws, reference)
-        notes = tables.notes(block, made["normalized"], reference) if "normalized" in made else []
-        section = Section(block, other, other and older, made, notes, {})
-        drawn = [] if section.older else _draw(section, name, reference, marks)
-        figures = {title: plots.render(figure, section.file(title)) for title, figure in drawn}
-        sections.append(replace(section, figures=figures))
+    for suite_id, group in groupby(found, lambda block: block.suite_id):
+        blocks, experts = list(group), training.get(suite_id) or {}
+        several, past = suite_id != main, suite_id != main and older
+        for block in blocks:
+            made = tables.make(block, draws, reference)
+            notes = tables.notes(block, made["normalized"], reference) if "normalized" in made else []
+            section = Section(
+                _heading(block, several), text.PROTOCOLS[block.protocol], _slug(block, several), past, made, notes, {}
+            )
+            if not past:
+                section.figures.update(_rendered(section, _draw(section, block, name, reference, marks)))
+            sections.append(section)
+        sections += _suite(blocks, experts, name, several=several, older=past)
     return sections
+
+
+def _suite(
+    blocks: list[Block], training: Mapping[str, Mapping], name: str, *, several: bool, older: bool
+) -> Iterator[Section]:
+    """The sections on the experts and the data of one suite_id, where there is something to say."""
+    suite_id = blocks[0].suite_id
+    tail, stem = (f", suite_id {suite_id}", f"_{suite_id}") if several else ("", "")
+    if training:
+        made = learning.tables(training)
+        section = Section(f"Experts{tail}", text.EXPERTS, f"experts{stem}", older, made, [], {})
+        if not older:
+            where = (
+                f"{name}{tail}. The training loss is the mean over an epoch, the rest is measured after it; held-out "
+                "rows are training data that no expert is trained on. Every panel has its own scale."
+            )
+            figure = learning.draw(made["learning"], TITLES["learning"], where)
+            section.figures.update(_rendered(section, [("learning", figure)]))
+        yield section
+    origins = learning.origins(blocks, training)
+    if len(origins):
+        notes = learning.origin_notes(origins)
+        yield Section(f"Data{tail}", text.DATA, f"data{stem}", older, {"origins": origins}, notes, {})
+
+
+def _heading(block: Block, several: bool) -> str:
+    """A block's protocol, its split where that is not the test, and its tasks where that tells it apart."""
+    parts = [f"{block.protocol} protocol"] + ([] if block.split == "test" else [f"{block.split} split"])
+    parts += [f"{len(block.columns)} tasks, suite_id {block.suite_id}"] if several else []
+    return ", ".join(parts)
+
+
+def _slug(block: Block, several: bool) -> str:
+    split = "" if block.split == "test" else f"_{block.split}"
+    return f"{block.protocol}{split}" + (f"_{block.suite_id}" if several else "")
+
+
+def _rendered(section: Section, drawn: Iterable[tuple[str, Figure]]) -> dict[str, dict[str, bytes]]:
+    return {title: plots.render(figure, section.file(title)) for title, figure in drawn}
 
 
 def _method(found: list[Block], reference: str) -> str:
@@ -69,10 +126,12 @@ def _method(found: list[Block], reference: str) -> str:
     return next((row.method for block in found if (row := block.find(reference))), reference)
 
 
-def _draw(section: Section, name: str, reference: str, marks: plots.Styles) -> Iterator[tuple[str, Figure]]:
-    """The section's figures that have something to show, by name."""
-    block, made = section.block, section.tables
-    where = f"{name}, {text.heading(section)}."
+def _draw(
+    section: Section, block: Block, name: str, reference: str, marks: plots.Styles
+) -> Iterator[tuple[str, Figure]]:
+    """The figures of a block's section that have something to show, by name."""
+    made = section.tables
+    where = f"{name}, {section.heading}."
     methods = {row.label: row.method for row in block.rows}
     tasks = [task for task, _ in block.columns]
     table = made.get("normalized", pd.DataFrame({"average": []}))

@@ -17,6 +17,10 @@ TITLES = {
     "experts": "Each expert on each task (points)",
     "published": "Published scores (normalized, %)",
     "failed": "Failed runs",
+    "training": "How the experts were trained",
+    "learned": "Held-out score after each epoch (points)",
+    "seconds": "Training time (s)",
+    "origins": "Rows and where they come from",
 }
 CAPTIONS = {
     "normalized": "In % of the individual expert's score, best average first. ± is the standard deviation over seeds. "
@@ -29,6 +33,13 @@ CAPTIONS = {
     "published": "As others published them, with their checkpoints and evaluation sets. Ours: the average of our row "
     "of that name. Difference: ours - theirs, only where base and experts are the same.",
     "failed": "These ended in an error and have no result.",
+    "training": "AdamW from the base model, linear warm-up (a fraction of the steps), linear decay to 0. Rows: those "
+    "trained on. Frozen: parameters that stay the base's, by how their names begin.",
+    "learned": "×100, in the task's primary metric, on the held-out rows. The expert is what the last epoch leaves; no "
+    "epoch is chosen.",
+    "seconds": "Of one expert from the loaded base to the saved model, scoring after each epoch included.",
+    "origins": "Rows per split. Experts are trained on train; validation is held out of the training data, for the "
+    "learning curves, the router and choices; scores are on test, and on what else is named.",
 }
 
 PROTOCOLS = {
@@ -37,6 +48,8 @@ PROTOCOLS = {
     "blind": "No task id anywhere: the router also picks the head. A row sent to another task's head is wrong; "
     "in a regression it counts as the mean training label.",
 }
+EXPERTS = "Each task's expert is the base model, fine-tuned by twinbench on that task alone."
+DATA = "What the experts are trained and scored on."
 READING = (
     "A normalized score is a method's score divided by that of `individual`, the task's own fine-tuned expert, under "
     "the strict protocol with the same experts and data, in %. So `individual` is 100 under strict, and what it loses "
@@ -44,6 +57,10 @@ READING = (
     "`individual` (upper bound) and `pretrained` (lower bound) are not ranked."
 )
 OLDER = "Older results, with other experts or data"
+LATEX_CAPTIONS = {"normalized": "score in % of the individual expert's", "training": "how each was trained"}
+NAMES = ("method", "expert", "task")  # columns that name a row
+WORDS = ("status", "error", "source", "metric", "frozen", "computed in", "device", "origin")
+PLAIN = (*NAMES, *WORDS)  # columns of text; the others are of numbers
 
 
 def document(suite: str, sections: "list[Section]", names: tuple[str, ...]) -> str:
@@ -56,21 +73,13 @@ def document(suite: str, sections: "list[Section]", names: tuple[str, ...]) -> s
         if main and section.older:
             main = False
             lines += [f"# {OLDER}", ""]
-        lines += [f"## {heading(section)}", "", PROTOCOLS[section.block.protocol], ""]
+        lines += [f"## {section.heading}", "", section.sentence, ""]
         for name in names:
             if name in section.tables:
                 lines += [f"### {TITLES[name]}", "", CAPTIONS[name], "", markdown(shown(name, section.tables[name]))]
-            if name == "normalized":
+            if name in ("normalized", "origins"):
                 lines += [f"{note}\n" for note in section.notes]
     return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def heading(section: "Section") -> str:
-    """A section's name: its protocol, its split where that is not the test, and its tasks where that tells it apart."""
-    block = section.block
-    parts = [f"{block.protocol} protocol"] + ([] if block.split == "test" else [f"{block.split} split"])
-    parts += [f"{len(block.columns)} tasks, suite_id {block.suite_id}"] if section.several else []
-    return ", ".join(parts)
 
 
 def shown(name: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -81,13 +90,16 @@ def shown(name: str, table: pd.DataFrame) -> pd.DataFrame:
         "storage": lambda value: f"{value / 1e6:.2f}",
         "time": lambda value: f"{value:.2f}",
         "failed": str,
+        "training": lambda value: f"{value:.0f}" if value == int(value) else f"{value:g}",
+        "seconds": lambda value: f"{value:.0f}",
+        "origins": lambda value: f"{value:.0f}",
     }.get(name, lambda value: f"{value:.1f}")
     cells = {}
     for column in table.columns:
         if column == "seeds":
             cells |= _seeds(table)
         elif not column.endswith("_std"):
-            cells[column] = _column(table, column, str if column in ("method", "expert", "source") else digits)
+            cells[column] = _column(table, column, str if column in PLAIN else digits)
     return pd.DataFrame(cells)
 
 
@@ -138,22 +150,22 @@ def markdown(cells: pd.DataFrame) -> str:
     for name, *column in zip(*lines, strict=True):
         column = [cell.replace("|", "\\|") for cell in (name, *column)]
         width = max(3, *map(len, column))
-        plain = name in ("method", "expert", "status", "error", "source")
+        plain = name in PLAIN
         rule = "-" * width if plain else "-" * (width - 1) + ":"
         padded = [cell.ljust(width) if plain else cell.rjust(width) for cell in column]
         columns.append([padded[0], rule, *padded[1:]])
     return "\n".join("| " + " | ".join(line) + " |" for line in zip(*columns, strict=True)) + "\n"
 
 
-def latex(suite: str, section: "Section") -> str:
-    """The section's normalized scores as a booktabs ``table``, without the columns that compare with the reference."""
-    cells = shown("normalized", section.tables["normalized"]).drop(
-        columns=["#", "difference", "its 95 % interval", "p"]
+def latex(suite: str, section: "Section", name: str) -> str:
+    """The section's table called ``name`` as a booktabs ``table``, without what compares with the reference."""
+    cells = shown(name, section.tables[name]).drop(
+        columns=["#", "difference", "its 95 % interval", "p"], errors="ignore"
     )
     lines = [list(cells.columns), *cells.to_numpy().tolist()]
     head, *body = [" & ".join(_escaped(cell) for cell in line) + r" \\" for line in lines]
-    caption = _escaped(f"{suite}, {heading(section)}: score in % of the individual expert's.")
-    columns = "".join("l" if name == "method" else "r" for name in cells.columns)
+    caption = _escaped(f"{suite}, {section.heading}: {LATEX_CAPTIONS[name]}.")
+    columns = "".join("l" if name in PLAIN else "r" for name in cells.columns)
     top = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     end = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join([*top, head, r"\midrule", *body, *end]) + "\n"
