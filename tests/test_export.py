@@ -205,7 +205,8 @@ def test_an_export_does_not_change_the_run_and_does_not_measure_it_again(export,
         (["method=individual"], "its experts are models already"),
         (["method=twin_merging", "method.compression=none", "method.rank_ratio=null"], "needs method.compression=svd"),
         (["method=average", "protocol=paper"], "every task's own biases"),
-        (["method=twin_merging", "router.source=base"], "no base for the router to read"),
+        (["method=twin_merging", "router.source=base"], "router of the shared expert's hidden states"),
+        (["method=twin_merging", "router.characters=64"], "router of the shared expert's hidden states"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_it_runs(export, overrides, words):

@@ -99,3 +99,51 @@ def test_the_base_is_read_where_the_router_says_so(suite):
             routes[source, task] = benchmark._routed(suite, made, setting, "colours", "test")[0]
     assert torch.equal(routes["base", "letters"], routes["base", "size"])
     assert not torch.equal(routes["shared", "letters"], routes["shared", "size"])
+
+
+def spaced(rows: int, blank: bool):
+    """Texts that a tokenizer reads alike, with and without blanks before punctuation."""
+    texts = [" ".join(DRAW.choice(WORDS, 5)) + (" ." if blank else ".") for _ in range(rows)]
+    return pd.DataFrame({"text": texts, "label": [0, 1] * (rows // 2)})
+
+
+def test_characters_tell_apart_what_the_tokenizer_reads_alike(family):
+    frames = {blank: {"train": spaced(320, blank), "test": spaced(40, blank)} for blank in (True, False)}
+    rows = {"rows": {"train": 300, "validation": 20, "test": None}}
+    tasks = {
+        "letters": make_task("letters", frames[True], **rows),
+        "colours": make_task("colours", frames[False], **rows),
+    }
+    suite = open_suite("tiny", family / "base", {task: family / "experts" / task for task in tasks}, tasks)
+    static = benchmark.Method("average", lambda base, experts: benchmark.Merged(base), None, None)
+    accuracy = {}
+    for name, reads in {"hidden": {}, "text": {"source": None, "characters": 1024}}.items():
+        setting = benchmark.Setting(
+            False, Mlp(**RECIPE | {"epochs": 15, "lr": 1e-3, "hidden_ratio": 0.1}, rows=300, **reads), 0, "cpu", 8
+        )
+        hits = [
+            benchmark._routed(suite, static, setting, task, "test")[0].argmax(1) == position
+            for position, task in enumerate(tasks)
+        ]
+        accuracy[name] = torch.cat(hits).float().mean()
+    assert accuracy["text"] > 0.95 and accuracy["hidden"] < 0.7, accuracy
+
+
+def test_characters_are_counted_per_column(suite):
+    width = 64
+    pairs, single = (inference.characters(suite, task, "test", width, None) for task in ("letters", "colours"))
+    assert pairs.shape == single.shape == (10, 2 * width)
+    torch.testing.assert_close(pairs.view(20, width).square().mean(1), torch.ones(20))
+    assert not single[:, width:].any() and (single >= 0).all()
+    assert torch.equal(inference.characters(suite, "letters", "test", width, 4), pairs[:4])
+    first = suite.tasks["letters"].splits["test"]["one"][0]
+    grams = {first[at : at + n] for n in range(1, 5) for at in range(len(first) - n + 1)}
+    assert 0 < (pairs[0, :width] > 0).sum() <= min(width, len(grams))
+
+
+def test_hidden_states_and_characters_are_read_beside_each_other(suite):
+    static = benchmark.Method("average", lambda base, experts: benchmark.Merged(base), None, None)
+    setting = benchmark.Setting(False, Mlp(**RECIPE, characters=32), 0, "cpu", 8)
+    both, seconds = benchmark._features(suite, static, setting, "size", "test")
+    assert both.shape == (10, 16 + 64) and seconds > 0
+    assert torch.equal(both[:, 16:], inference.characters(suite, "size", "test", 32, None))

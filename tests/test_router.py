@@ -66,9 +66,14 @@ def test_a_last_batch_of_one_row_is_no_error():
     ("name", "value"),
     [
         *(("lr", 0.0), ("dropout", 1.0), ("epochs", 0), ("batch_size", 1), ("top_k", 0), ("hidden_ratio", -1)),
-        *(("source", "expert"), ("layer", -1), ("pool", "max"), ("rows", 1)),
+        *(("source", "expert"), ("layer", -1), ("pool", "max"), ("rows", 1), ("characters", -1)),
     ],
 )
 def test_values_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"router.{name}"):
         Mlp(**RECIPE | {name: value})
+
+
+def test_a_router_must_read_something():
+    with pytest.raises(ValueError, match=r"router\.characters must be at least 0, or 1 where router\.source is null"):
+        Mlp(**RECIPE, source=None)

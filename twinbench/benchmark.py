@@ -211,10 +211,17 @@ def _features(
     suite: Suite, shared: Method, setting: Setting, task: str, split: str, rows: int | None = None
 ) -> tuple[Tensor, float]:
     """What the router reads of the first rows of a split, and the seconds that it took."""
-    recipe = setting.router
-    source = shared if recipe.source == "shared" else None
-    where = (setting.gold_biases, setting.device, setting.batch_size)
-    return _extracted(suite, source, *where, recipe.layer, recipe.pool, task, split, rows)
+    recipe, parts, seconds = setting.router, [], 0.0
+    if recipe.source:
+        source = shared if recipe.source == "shared" else None
+        where = (setting.gold_biases, setting.device, setting.batch_size)
+        hidden, seconds = _extracted(suite, source, *where, recipe.layer, recipe.pool, task, split, rows)
+        parts.append(hidden)
+    if recipe.characters:
+        start = time.perf_counter()
+        parts.append(inference.characters(suite, task, split, recipe.characters, rows))
+        seconds += time.perf_counter() - start
+    return torch.cat(parts, 1), seconds
 
 
 @lru_cache(maxsize=256)

@@ -1,10 +1,12 @@
-"""Running a classifier over a split for its logits, and a backbone or its first layers for the router's features."""
+"""Running a classifier over a split for its logits, and what a router reads: hidden states and characters."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy as np
 import torch
+from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -94,6 +96,28 @@ def features(
 
     with _first_layers(module, layer):
         return _batched(pooled, suite, task, split, list(range(count)), batch_size, module.device, None)
+
+
+@lru_cache(maxsize=64)
+def characters(suite: Suite, task: str, split: str, width: int, rows: int | None) -> Tensor:
+    """What a router may read beside hidden states: the raw text of the first ``rows`` rows of a split.
+
+    A tokenizer drops what tells data sets apart, such as blanks before punctuation.
+
+    Returns:
+        (n, columns * width) square roots of the counts of character n-grams (n = 1 to 4, case and blanks included) in
+        each text column, hashed to ``width`` places and scaled to a mean square of 1, as hidden states have; columns is
+        2, zeros where there is no second.
+    """
+    spec = suite.tasks[task]
+    frame = spec.splits[split].iloc[:rows]
+    count = HashingVectorizer(
+        analyzer="char", ngram_range=(1, 4), n_features=width, lowercase=False, norm="l1", alternate_sign=False
+    )
+    found = np.zeros((2, len(frame), width), dtype=np.float32)
+    for place, column in enumerate(spec.columns):
+        found[place] = np.sqrt(width * count.transform(frame[column]).toarray())
+    return torch.from_numpy(np.concatenate(found, 1))
 
 
 def _batched(

@@ -214,8 +214,9 @@ def check_export(job: Job, folder: Path) -> None:
         raise ValueError("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
     if job.method == "individual":
         raise ValueError("method=individual has nothing to export: its experts are models already")
-    if job.router and job.router.get("source", "shared") != "shared":
-        raise ValueError(f"export has no {job.router['source']} for the router to read; use router.source=shared")
+    reads = job.router or {}
+    if reads.get("source", "shared") != "shared" or reads.get("characters"):
+        raise ValueError("export writes a router of the shared expert's hidden states: source=shared, characters=0")
     compression = job.params.get("compression", "svd")
     if compression != "svd":
         raise ValueError(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")

@@ -57,7 +57,7 @@ def data(suite: Mapping) -> dict[str, str]:
 
 def trained(suite: Mapping) -> bool:
     """Whether the suite's experts are fine-tuned by twinbench and all of them are in the cache."""
-    finished = (plan.expert_folder(suite, name) / "training.json" for name in suite["tasks"])
+    finished = (plan.expert_folder(suite, name) / "training.json" for name in plan.own_experts(suite))
     return suite["checkpoints"] is None and all(file.exists() for file in finished)
 
 

@@ -35,9 +35,11 @@ class Mlp:
         top_k: keep only the k largest weights of a row, rescaled to sum to 1; None keeps all, as the paper does.
         groups: at most so many routes per expert in a split, each shared by the rows of a group (see `grouped`; the
             paper's speed-up has 20); None routes every row by itself.
-        source: whose hidden states are read: "shared", the shared expert's as in the paper, or "base".
+        source: whose hidden states are read: "shared", the shared expert's as in the paper, or "base"; None reads none.
         layer, pool: which hidden states and how they are pooled, as in `inference.features`; the paper's are the last
             ones (None), and their "mean".
+        characters: beside the hidden states, how many hashed counts of character n-grams are read of each text column
+            (see `inference.characters`); 0, as in the paper, is none.
         rows: train on at most so many of each task's training rows, as the authors' code does, and let the rows held
             out of them choose the epoch; None trains on four fifths of the held-out rows, as the paper says.
         tolerance: a row may do without an expert whose weight is at most this, which is faster (see `routed.attach`
@@ -53,9 +55,10 @@ class Mlp:
     epochs: int
     batch_size: int
     top_k: int | None
-    source: str = "shared"
+    source: str | None = "shared"
     layer: int | None = None
     pool: str = "mean"
+    characters: int = 0
     rows: int | None = None
     groups: int | None = None
     tolerance: float = 0.0
@@ -69,9 +72,10 @@ class Mlp:
             ("batch_size", self.batch_size >= 2, "at least 2 (batch normalization needs two rows)"),
             ("top_k", self.top_k is None or self.top_k >= 1, "null or at least 1"),
             ("groups", self.groups is None or self.groups >= 1, "null or at least 1"),
-            ("source", self.source in ("shared", "base"), "shared or base"),
+            ("source", self.source in ("shared", "base", None), "shared, base or null"),
             ("layer", self.layer is None or self.layer >= 0, "null or at least 0"),
             ("pool", self.pool in POOLS, f"of {', '.join(POOLS)}"),
+            ("characters", self.characters >= (self.source is None), "at least 0, or 1 where router.source is null"),
             ("rows", self.rows is None or self.rows >= 2, "null or at least 2"),
             ("tolerance", 0 <= self.tolerance < 1, "in [0, 1)"),
         ):
