@@ -382,6 +382,33 @@ def test_labels_name_only_what_differs():
     assert blocks.labels("dare", [{"p": 0.2}, {"p": 0.2, "rescale": True}]) == ["dare", "dare (rescale=true)"]
 
 
+def test_labels_name_a_routers_settings_only_beside_routers_of_its_name():
+    mlp, text = {"router": "mlp", "router.layer": None}, {"router": "text", "router.layer": 2}
+    assert blocks.labels("twin", [mlp, text]) == ["twin (router=mlp)", "twin (router=text)"]
+    early = mlp | {"router.layer": 2}
+    names = ["twin (router=mlp, router.layer=null)", "twin (router=mlp, router.layer=2)", "twin (router=text)"]
+    assert blocks.labels("twin", [mlp, early, text]) == names
+
+
+def test_what_a_shared_expert_is_worth_is_paired_at_equal_settings(tmp_path):
+    add_run(tmp_path, "a0", "individual", guess(0.95))
+    quality = {("pretrained", 0.1): 0.7, ("ties", 0.1): 0.9, ("pretrained", 0.5): 0.9, ("ties", 0.5): 0.9}
+    quality[("ties", 0.9)] = 1  # alone
+    for (method, ratio), good in quality.items():
+        params = {"rank_ratio": ratio, "shared": {"method": method}}
+        add_run(tmp_path, f"{method}{ratio}", "twin_merging", guess(good), params=params, router={"name": "oracle"})
+    found = table(tmp_path, "shared")
+    assert list(found.index) == [f"twin_merging (rank_ratio={ratio}, shared.method=ties)" for ratio in (0.1, 0.5)]
+    small, large = found.iloc[0], found.iloc[1]
+    normalized = table(tmp_path)["average"]
+    labels = [f"twin_merging (rank_ratio=0.1, shared.method={method})" for method in ("ties", "pretrained")]
+    assert small["average"] == pytest.approx(normalized[labels[0]] - normalized[labels[1]])
+    assert small["topic"] > 10 and 0 < small["average_low"] < small["average"] < small["average_high"]
+    assert small["p"] < 0.01 and large["average"] == large["topic"] == 0 and large["p"] == 1
+    cells = shown("shared", found.reset_index())
+    assert cells["topic"][0].endswith("*") and cells["topic"][1] == "+0.0"
+
+
 def test_regenerating_gives_the_same_bytes_and_removes_what_is_gone(report):
     folder = report["folder"]
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}

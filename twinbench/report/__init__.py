@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 REFERENCE = "twin_merging"
 EXPERTS = ("experts", "training", "learned", "seconds")  # the tables of experts.md
 SHOWN = (  # the tables of leaderboard.md
-    *("normalized", "raw", "storage", "time", "router", "published", "failed"),
+    *("normalized", "raw", "shared", "storage", "time", "router", "published", "failed"),
     *("training", "learned", "seconds", "origins"),
 )
 

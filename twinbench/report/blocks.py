@@ -138,16 +138,23 @@ def _rows(runs: list[list[dict]]) -> tuple[list[Row], list[tuple[str, dict]]]:
 def labels(method: str, settings: list[dict]) -> list[str]:
     """Name a method's rows by the settings in which they differ, e.g. ``ties (density=0.2)``.
 
-    A setting that only some rows have (a scaling that another shared method lacks) is named only where the labels
-    would otherwise coincide.
+    A setting of a router or of a shared method goes with its name: it is named only where it differs among rows of that
+    name. A setting that only some rows have is named only where the labels would otherwise coincide.
     """
     keys = list(dict.fromkeys(key for row in settings for key in row))
-    several = [key for key in keys if len({_text(row[key]) for row in settings if key in row}) > 1]
-    names = [_label(method, row, several) for row in settings]
+    named = [[key for key in keys if key in row and len(_values(key, row, settings)) > 1] for row in settings]
+    names = [_label(method, row, mine) for row, mine in zip(settings, named, strict=True)]
     if len(set(names)) < len(names):
-        several = [key for key in keys if key in several or any(key not in row for row in settings)]
-        names = [_label(method, row, several) for row in settings]
+        several = {key for mine in named for key in mine} | {k for k in keys if any(k not in row for row in settings)}
+        names = [_label(method, row, [key for key in keys if key in several]) for row in settings]
     return names
+
+
+def _values(key: str, row: Mapping, settings: list[dict]) -> set[str]:
+    """The values of a setting among the rows where it means the same: all, or those of one router or shared method."""
+    of = {"router.": "router", "shared.": "shared.method"}.get(key[: key.find(".") + 1])
+    like = [other for other in settings if of in (None, key) or other.get(of) == row.get(of)]
+    return {_text(other[key]) for other in like if key in other}
 
 
 def _label(method: str, settings: dict, keys: list[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from twinbench.report import intervals, literature
+from twinbench.report import intervals, literature, pairs
 from twinbench.report.blocks import Block, Column, Row, Run, labels
 
 ROUTER_ACCURACY = "router_accuracy"
@@ -15,8 +15,8 @@ BOUNDS = {"individual": "upper bound", "pretrained": "lower bound"}
 
 
 def make(block: Block, draws: intervals.Draws, reference: str) -> dict[str, pd.DataFrame]:
-    """The block's tables that have lines: normalized, raw, storage, time, router, secondary, experts, published,
-    failed.
+    """The block's tables that have lines: normalized, raw, storage, time, router, secondary, experts, shared,
+    published, failed.
 
     Args:
         block: its rows, seeds still apart.
@@ -34,6 +34,7 @@ def make(block: Block, draws: intervals.Draws, reference: str) -> dict[str, pd.D
         "router": router(rows, block.columns),
         "secondary": secondary(rows),
         "experts": experts(block),
+        "shared": pairs.shared(block, draws),
         "published": literature.published(block, table),
         "failed": failed(block),
     }

@@ -15,6 +15,7 @@ TITLES = {
     "time": "Time (s)",
     "router": "Router accuracy (%)",
     "experts": "Each expert on each task (points)",
+    "shared": "With a shared expert minus without (percentage points)",
     "published": "Published scores (normalized, %)",
     "failed": "Failed runs",
     "training": "How the experts were trained",
@@ -30,6 +31,9 @@ CAPTIONS = {
     "time": "Merging: once. Routing and evaluation: the sum over all tasks.",
     "router": "Share of a task's test rows whose largest router weight is on the task's own expert.",
     "experts": "×100. Row: the one expert used. Column: the task. The diagonal is each expert on its own task.",
+    "shared": "Normalized score of the row minus that of the row without a shared expert (shared.method=pretrained) "
+    "that is equal to it otherwise: the same router settings and bytes of exclusive parts. * marks a paired 95 % "
+    "bootstrap interval over test examples without 0; the CSV has all intervals.",
     "published": "As others published them, with their checkpoints and evaluation sets. Ours: the average of our row "
     "of that name. Difference: ours - theirs, only where base and experts are the same.",
     "failed": "These ended in an error and have no result.",
@@ -86,6 +90,8 @@ def shown(name: str, table: pd.DataFrame) -> pd.DataFrame:
     """The table called ``name`` as rounded strings, spreads and intervals beside their number, empty where missing."""
     if name == "normalized":
         return _normalized(table)
+    if name == "shared":
+        return _differences(table)
     digits: Callable[[float], str] = {
         "storage": lambda value: f"{value / 1e6:.2f}",
         "time": lambda value: f"{value:.2f}",
@@ -120,6 +126,15 @@ def _normalized(table: pd.DataFrame) -> pd.DataFrame:
     cells["its 95 % interval"] = _ranges(table, "difference", "{:+.1f}")
     cells["p"] = _column(table, "p", lambda value: f"{value:.3f}")
     return pd.DataFrame(cells)
+
+
+def _differences(table: pd.DataFrame) -> pd.DataFrame:
+    cells = {"method": table["method"]}
+    for name in (column for column in table.columns if f"{column}_low" in table):
+        clear = (table[f"{name}_low"] > 0) | (table[f"{name}_high"] < 0)
+        cells[name] = [f"{value:+.1f}{'*' if star else ''}" for value, star in zip(table[name], clear, strict=True)]
+    cells["its 95 % interval"] = _ranges(table, "average", "{:+.1f}")
+    return pd.DataFrame(cells | {"p": _column(table, "p", lambda value: f"{value:.3f}")})
 
 
 def _seeds(table: pd.DataFrame) -> dict[str, list[str]]:
