@@ -50,18 +50,24 @@ def run(cfg: DictConfig) -> dict[str, str]:
     results_dir = Path(config["results_dir"])
     done = any(row["run_id"] == job.run_id and row["status"] == "ok" for row in records.read(results_dir))
     if config["plan"]:
-        print(f"{'done   ' if done else 'to run '} {job.run_id}  {job.label}", flush=True)
+        print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}", flush=True)
         return {"run_id": job.run_id, "status": "done" if done else "planned"}
     if done and not config["force"]:
-        print(f"skipped {job.run_id}  {job.label}: it has a record (force=true runs it again)", flush=True)
+        print(f"skipped {job.run_id}  {title(job)}: it has a record (force=true runs it again)", flush=True)
         status = "skipped"
         keep_missing_training(config, job)
     else:
-        print(f"running {job.run_id}  {job.label}", flush=True)
+        print(f"running {job.run_id}  {title(job)}", flush=True)
         status = record(cfg, config, job, names, describe(job, choices["experiment"]))
     if config["export"] and status != "failed":
         publish(cfg, config, job, names)
     return {"run_id": job.run_id, "status": status}
+
+
+def title(job: plan.Job) -> str:
+    """The configuration in one line, with what was changed of its router, whose settings are many."""
+    changed = (override for override in HydraConfig.get().overrides.task if override.startswith("router."))
+    return " ".join([job.label, *changed])
 
 
 def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str], identity: Mapping) -> str:
@@ -75,7 +81,7 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
         track(rows, config, results_dir)
         if not isinstance(error, MISTAKES):
             traceback.print_exc()
-        print(f"error: {job.label}: {one_line(error)}", file=sys.stderr, flush=True)
+        print(f"error: {title(job)}: {one_line(error)}", file=sys.stderr, flush=True)
         return "failed"
     rows = [identity | {"status": "ok", "error": None} | row | {"data": origins[row["task"]]} for row in rows]
     records.write_predictions(results_dir, job.run_id, predictions)

@@ -54,6 +54,14 @@ def primary(results, **wanted):
     return {row["task"]: row["value"] for row in rows_of(results, primary=True, **wanted)}
 
 
+def test_a_plan_tells_runs_apart_that_differ_in_their_router(bench, capsys):
+    for layer in (1, 2):
+        bench("method=twin_merging", f"router.layer={layer}", "plan=true")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split(maxsplit=3)[3] == second.split(maxsplit=3)[3].replace("layer=2", "layer=1")
+    assert "router.layer=1" in first and "router.layer=2" in second
+
+
 def test_a_run_leaves_complete_records_and_predictions(bench):
     assert bench("method=twin_merging") == "ok"
     rows = records.read(bench.results)
