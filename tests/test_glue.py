@@ -193,3 +193,18 @@ def test_without_hub_and_data_one_message_says_what_to_set(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "cannot fetch FacebookAI/roberta-base" in line and "set path to a local copy" in line
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif("TWINBENCH_DATA" not in os.environ, reason="needs the GLUE data: set TWINBENCH_DATA")
+def test_a_sixth_of_stsb_are_pairs_of_mrpc(suite):
+    """Why no router of meanings can send them all to their own expert: 250 pairs of STS-B's 1,500 are MRPC's as well."""
+    plain = re.compile("[^a-z0-9]")  # their blanks before punctuation differ
+    pairs = {}
+    for name in ("stsb", "mrpc"):
+        folder = fetch(suite["tasks"][name]["sources"]["folder"])
+        frames = {file.stem: pd.read_parquet(file) for file in folder.glob("*.parquet")}
+        frames = [frames["validation"]] if name == "stsb" else frames.values()
+        texts = [zip(frame["sentence1"], frame["sentence2"], strict=True) for frame in frames]
+        pairs[name] = [frozenset(plain.sub("", text.lower()) for text in pair) for two in texts for pair in two]
+    known = set(pairs["mrpc"])
+    assert sum(pair in known for pair in pairs["stsb"]) == 250
