@@ -121,7 +121,9 @@ def prepare(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
     from transformers.utils import logging
 
     from twinbench import benchmark
+    from twinbench.memory import keep_freed
 
+    keep_freed()
     logging.set_verbosity_error()  # a new head's missing weights are the point of fine-tuning, not a warning
     logging.disable_progress_bar()
     router, method = instantiate(cfg.router), make_method(cfg, config, names)

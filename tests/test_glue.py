@@ -197,7 +197,7 @@ def test_without_hub_and_data_one_message_says_what_to_set(tmp_path):
 
 @pytest.mark.skipif("TWINBENCH_DATA" not in os.environ, reason="needs the GLUE data: set TWINBENCH_DATA")
 def test_a_sixth_of_stsb_are_pairs_of_mrpc(suite):
-    """Why no router of meanings can send them all to their own expert: 250 pairs of STS-B's 1,500 are MRPC's as well."""
+    """Why no router of meanings can send them all to their own expert: 250 of STS-B's 1,500 are MRPC's, too."""
     plain = re.compile("[^a-z0-9]")  # their blanks before punctuation differ
     pairs = {}
     for name in ("stsb", "mrpc"):

@@ -1,5 +1,7 @@
 """Peak memory of a piece of work: anonymous bytes of the process (mapped files do not count), or bytes on the GPU."""
 
+import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,8 @@ import psutil
 import torch
 
 INTERVAL = 0.02  # seconds between two looks at the process
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
+LARGEST = 32 << 20  # bytes; glibc takes no larger threshold
 
 
 class Peak:
@@ -45,6 +49,19 @@ def peak_memory(device: str) -> Iterator[Peak]:
     finally:
         done.set()
         watcher.join()
+
+
+def keep_freed() -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, where it can be told to (glibc).
+
+    By default it hands every activation back to the system and asks for it anew, page by page: on small models a
+    quarter of the time of a forward pass on the CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 8 * LARGEST)
 
 
 def _in_use() -> int:
