@@ -77,3 +77,15 @@ def test_values_out_of_range_are_named(name, value):
 def test_a_router_must_read_something():
     with pytest.raises(ValueError, match=r"router\.characters must be at least 0, or 1 where router\.source is null"):
         Mlp(**RECIPE, source=None)
+
+
+def test_balanced_rows_count_the_same_for_every_expert():
+    """Two experts that look alike: the one with a tenth of the rows gets its half only where rows are balanced."""
+    generator = torch.Generator().manual_seed(0)
+    features, experts = torch.randn(440, 8, generator=generator), (torch.arange(440) % 11 == 0).long()
+    held_out = torch.randn(110, 8, generator=generator), (torch.arange(110) % 11 == 0).long()
+    share = {}
+    for balanced in (False, True):
+        recipe = Mlp(**RECIPE | {"epochs": 5, "lr": 1e-3}, balanced=balanced)
+        share[balanced] = fit(recipe, (features, experts), held_out, seed=0)(features)[:, 1].mean()
+    assert share[False] < 0.35 and abs(share[True] - 0.5) < 0.15, share

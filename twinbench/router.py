@@ -33,6 +33,7 @@ class Mlp:
         epochs: at most; the epoch with the lowest loss on held-out training rows is kept.
         batch_size: rows.
         top_k: keep only the k largest weights of a row, rescaled to sum to 1; None keeps all, as the paper does.
+        balanced: weigh the training rows so that every expert's count the same, as every task does in an average.
         groups: at most so many routes per expert in a split, each shared by the rows of a group (see `grouped`; the
             paper's speed-up has 20); None routes every row by itself.
         source: whose hidden states are read: "shared", the shared expert's as in the paper, or "base"; None reads none.
@@ -60,6 +61,7 @@ class Mlp:
     pool: str = "mean"
     characters: int = 0
     rows: int | None = None
+    balanced: bool = False
     groups: int | None = None
     tolerance: float = 0.0
 
@@ -113,6 +115,7 @@ def fit(recipe: Mlp, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tenso
         held_out: the same of rows that no expert was trained on; they choose the epoch.
     """
     features, experts = train
+    weight = len(experts) / torch.bincount(experts).float() / (experts.max() + 1) if recipe.balanced else None
     with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
         torch.manual_seed(seed)
         router = Router(features.shape[1], int(experts.max()) + 1, recipe).to(features.device)
@@ -124,7 +127,7 @@ def fit(recipe: Mlp, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tenso
             router.train()
             for rows in torch.randperm(len(features)).split(recipe.batch_size):
                 if len(rows) > 1:  # batch normalization has no statistics of a single row
-                    loss = F.cross_entropy(router.logits(features[rows]), experts[rows])
+                    loss = F.cross_entropy(router.logits(features[rows]), experts[rows], weight)
                     loss.backward()
                     nn.utils.clip_grad_norm_(router.parameters(), 1.0)
                     optimizer.step()
@@ -132,7 +135,7 @@ def fit(recipe: Mlp, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tenso
                 schedule.step()
             router.eval()
             with torch.inference_mode():
-                loss = F.cross_entropy(router.logits(held_out[0]), held_out[1]).item()
+                loss = F.cross_entropy(router.logits(held_out[0]), held_out[1], weight).item()
             if loss < best_loss:
                 best_loss, best = loss, copy.deepcopy(router.state_dict())
     if best is None:
