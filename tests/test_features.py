@@ -90,7 +90,7 @@ def test_a_router_is_trained_on_held_out_rows_or_on_so_many_training_rows(suite)
 
 def test_the_base_is_read_where_the_router_says_so(suite):
     """The same routes whatever the shared expert is, and other ones where it is read."""
-    routes = {}
+    routes, before = {}, benchmark._weighed.cache_info().hits
     for source in ("base", "shared"):
         for task in ("letters", "size"):
             expert = suite.experts[task]
@@ -98,6 +98,7 @@ def test_the_base_is_read_where_the_router_says_so(suite):
             setting = benchmark.Setting(False, Mlp(**RECIPE, source=source), 0, "cpu", 8)
             routes[source, task] = benchmark._routed(suite, made, setting, "colours", "test")[0]
     assert torch.equal(routes["base", "letters"], routes["base", "size"])
+    assert benchmark._weighed.cache_info().hits > before, "and found once for all of them"
     assert not torch.equal(routes["shared", "letters"], routes["shared", "size"])
 
 

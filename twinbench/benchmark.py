@@ -170,35 +170,45 @@ def _merged(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, fl
 
 def _router(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int]:
     """The router and its stored bytes; how its weights are used later does not change it."""
-    return _trained(suite, shared, replace(setting, router=replace(setting.router, groups=None, tolerance=0.0)))
+    source, setting = _read(shared, setting)
+    return _trained(suite, source, replace(setting, router=replace(setting.router, groups=None, tolerance=0.0)))
+
+
+def _read(shared: Method, setting: Setting) -> tuple[Method | None, Setting]:
+    """What the router's features depend on: the shared expert and whose biases it has, or neither."""
+    return (shared, setting) if setting.router.source == "shared" else (None, replace(setting, gold_biases=False))
 
 
 @lru_cache(maxsize=8)
-def _trained(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int]:
+def _trained(suite: Suite, source: Method | None, setting: Setting) -> tuple[Router, int]:
     device = backbone(suite, setting.device).device
     train, held_out = ([], []), ([], [])
     for position, task in enumerate(suite.experts):
-        for (features, experts), rows in zip((train, held_out), _examples(suite, shared, setting, task), strict=True):
+        for (features, experts), rows in zip((train, held_out), _examples(suite, source, setting, task), strict=True):
             features.append(rows.to(device))
             experts.append(torch.full((len(rows),), position, device=device))
     router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed)
     return router, stored_bytes(router.state_dict())
 
 
-def _examples(suite: Suite, shared: Method, setting: Setting, task: str) -> tuple[Tensor, Tensor]:
+def _examples(suite: Suite, source: Method | None, setting: Setting, task: str) -> tuple[Tensor, Tensor]:
     """Features of a task's rows that train the router, and of those that choose its epoch: at least one of each."""
-    held_out = _features(suite, shared, setting, task, "validation")[0]
+    held_out = _features(suite, source, setting, task, "validation")[0]
     if setting.router.rows is not None:
-        return _features(suite, shared, setting, task, "train", setting.router.rows)[0], held_out
+        return _features(suite, source, setting, task, "train", setting.router.rows)[0], held_out
     count = min(max(1, int(ROUTER_TRAIN * len(held_out))), len(held_out) - 1)
     return held_out[:count], held_out[count:]
 
 
-@lru_cache(maxsize=128)
 def _routed(suite: Suite, shared: Method, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
     """The router's weights (n, experts) for a task's rows in a split, and the seconds that they took."""
-    router, _ = _router(suite, shared, setting)
-    rows, before = _features(suite, shared, setting, task, split)
+    return _weighed(suite, *_read(shared, setting), task, split)
+
+
+@lru_cache(maxsize=128)
+def _weighed(suite: Suite, source: Method | None, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
+    router, _ = _router(suite, source, setting)
+    rows, before = _features(suite, source, setting, task, split)
     start = time.perf_counter()
     rows = rows.to(backbone(suite, setting.device).device)
     weights = router(rows).cpu()
@@ -208,12 +218,15 @@ def _routed(suite: Suite, shared: Method, setting: Setting, task: str, split: st
 
 
 def _features(
-    suite: Suite, shared: Method, setting: Setting, task: str, split: str, rows: int | None = None
+    suite: Suite, source: Method | None, setting: Setting, task: str, split: str, rows: int | None = None
 ) -> tuple[Tensor, float]:
-    """What the router reads of the first rows of a split, and the seconds that it took."""
+    """What the router reads of the first rows of a split, and the seconds that it took.
+
+    Args:
+        source: of the model whose hidden states it reads; None is the base.
+    """
     recipe, parts, seconds = setting.router, [], 0.0
     if recipe.source:
-        source = shared if recipe.source == "shared" else None
         where = (setting.gold_biases, setting.device, setting.batch_size)
         hidden, seconds = _extracted(suite, source, *where, recipe.layer, recipe.pool, task, split, rows)
         parts.append(hidden)
