@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from test_run import composed, rows_of
 
 import run
-from twinbench import plan, records
+from twinbench import plan, provenance, records
 from twinbench.suite import backbone, classifier
 
 SEEN = ["letters", "size"]
@@ -61,6 +61,20 @@ def test_what_is_merged_is_part_of_the_identity(family, conf, tmp_path):
     assert narrow != suite_id(conf, "suite.merged=[letters]") != suite_id(conf, "suite.merged=null") != narrow
     write_suite(family, tmp_path / "all", merged=list(CLASSES))
     assert suite_id(tmp_path / "all") == suite_id(family / "conf"), "naming them all changes nothing"
+
+
+def test_how_experts_were_trained_is_told_of_those_that_there_are(conf, tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINBENCH_CACHE", str(tmp_path / "cache"))
+    suite = OmegaConf.to_container(composed(conf, tmp_path, "method=average"), resolve=True)["suite"]
+    suite |= {"checkpoints": None, "finetune": {"epochs": 1}}
+    assert not provenance.trained(suite)
+    for task in CLASSES:
+        folder = plan.expert_folder(suite, task)
+        folder.mkdir(parents=True)
+        (folder / "training.json").write_text('{"curve": []}')
+    assert provenance.trained(suite)
+    tasks = run.load_tasks(json.dumps(suite))
+    assert list(provenance.training(suite, tasks)) == list(CLASSES)
 
 
 NAMES = {"method": "average", "shared": "task_arithmetic", "router": "mlp"}

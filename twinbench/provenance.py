@@ -62,7 +62,7 @@ def trained(suite: Mapping) -> bool:
 
 
 def training(suite: Mapping, tasks: "Mapping[str, Task]") -> dict[str, dict]:
-    """Per task how its cached expert was trained, for a suite whose experts are.
+    """Per task with an expert how that was trained, for a suite whose cached experts were trained here.
 
     Args:
         tasks: the suite's, loaded.
@@ -72,7 +72,8 @@ def training(suite: Mapping, tasks: "Mapping[str, Task]") -> dict[str, dict]:
         name in the cache), ``data``, ``rows`` (of train and validation), ``loss`` and ``metric``, the primary one.
     """
     origins, found = data(suite), {}
-    for name, task in tasks.items():
+    for name in plan.own_experts(suite):
+        task = tasks[name]
         folder = plan.expert_folder(suite, name)
         text = (folder / "training.json").read_text(encoding="utf-8")
         found[name] = {
