@@ -382,6 +382,11 @@ def test_labels_name_only_what_differs():
     assert blocks.labels("dare", [{"p": 0.2}, {"p": 0.2, "rescale": True}]) == ["dare", "dare (rescale=true)"]
 
 
+def test_labels_leave_out_what_another_value_excludes():
+    settings = [{"rank": 0.1, "density": None}, {"rank": None, "density": 0.2}]
+    assert blocks.labels("twin", settings) == ["twin (rank=0.1)", "twin (density=0.2)"]
+
+
 def test_labels_name_a_routers_settings_only_beside_routers_of_its_name():
     mlp, text = {"router": "mlp", "router.layer": None}, {"router": "text", "router.layer": 2}
     assert blocks.labels("twin", [mlp, text]) == ["twin (router=mlp)", "twin (router=text)"]

@@ -158,7 +158,8 @@ def _values(key: str, row: Mapping, settings: list[dict]) -> set[str]:
 
 
 def _label(method: str, settings: dict, keys: list[str]) -> str:
-    parts = ", ".join(f"{key}={_text(settings[key])}" for key in keys if key in settings)
+    told = (key for key in keys if key in settings and (settings[key] is not None or key.startswith("router.")))
+    parts = ", ".join(f"{key}={_text(settings[key])}" for key in told)  # a null is what another value excludes
     return f"{method} ({parts})" if parts else method
 
 

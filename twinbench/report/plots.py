@@ -41,6 +41,7 @@ STYLE = {
 }
 NARROWEST = 5.0  # inches: below it a title would not fit
 CHARACTER, LINE_HEIGHT = 0.072, 0.145  # inches: a wide letter and a line of text at the font size above
+CROWD = 12  # points whose labels still find room beside each other
 Styles = Mapping[str, tuple[str, str]]  # method -> (colour, marker)
 
 
@@ -177,8 +178,10 @@ def curves(
 def storage(points: pd.DataFrame, methods: Mapping[str, str], marks: Styles, title: str, subtitle: str) -> Figure:
     """Average normalized score over total storage.
 
+    Many points are called by their rank in the table, as their labels would cover each other.
+
     Args:
-        points: columns method, average (%) and total (bytes), without NaN.
+        points: columns rank (None for the bounds), method, average (%) and total (bytes), without NaN.
         methods: the method of each label.
     """
     figure, ax = _axes(0.75, 7.4, 5.0, 0.72, right=0.3, bottom=0.55, title=title, subtitle=subtitle)
@@ -199,7 +202,10 @@ def storage(points: pd.DataFrame, methods: Mapping[str, str], marks: Styles, tit
     for label, x, y in zip(points["method"], sizes, scores, strict=True):
         colour, marker = marks[methods[label]]
         ax.plot(x, y, marker, color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.7, zorder=3)
-    _label_points(ax, [_wrapped(name, 46) for name in points["method"]], sizes, scores)
+    names = points["method"]
+    if len(points) > CROWD:
+        names = names.where(points["rank"].isna(), "#" + points["rank"].astype(str))
+    _label_points(ax, [_wrapped(name, 46) for name in names], sizes, scores)
     return figure
 
 
