@@ -136,8 +136,8 @@ def prepare(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
 
 def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], group: str = "method"):
     """The method of a config group with its hyperparameters bound, and its shared expert's method if it has one."""
-    from twinbench.benchmark import Method
     from twinbench.factors import remembered_basis
+    from twinbench.method import Method
 
     signature = plan.signature(config[group]["_target_"])
     bound = {"seed": config["seed"]} if "seed" in signature.arguments else {}

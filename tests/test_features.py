@@ -7,8 +7,11 @@ import torch
 from conftest import CLASSES, WORDS
 from test_suite import make_task
 
-from twinbench import benchmark, inference
+from twinbench import inference, routing
+from twinbench.merged import Merged
+from twinbench.method import Method
 from twinbench.router import Mlp
+from twinbench.routing import Setting
 from twinbench.suite import backbone, open_suite
 
 RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 3, "batch_size": 16, "top_k": None}
@@ -75,10 +78,10 @@ def test_a_layer_that_is_not_there_is_refused(suite):
 
 
 def test_a_router_is_trained_on_held_out_rows_or_on_so_many_training_rows(suite):
-    static = benchmark.Method("average", lambda base, experts: benchmark.Merged(base), None, None)
+    static = Method("average", lambda base, experts: Merged(base), None, None)
     for rows, sizes in ((None, (4, 1)), (7, (7, 5)), (500, (20, 5))):
-        setting = benchmark.Setting(False, Mlp(**RECIPE, rows=rows), 0, "cpu", 8)
-        train, held_out = benchmark._examples(suite, static, setting, "size")
+        setting = Setting(False, Mlp(**RECIPE, rows=rows), 0, "cpu", 8)
+        train, held_out = routing._examples(suite, static, setting, "size")
         assert (len(train), len(held_out)) == sizes
         where = {"layer": None, "pool": "mean", "batch_size": 8}
         backbone(suite, "cpu").load_state_dict(dict(suite.base.items()))
@@ -90,15 +93,15 @@ def test_a_router_is_trained_on_held_out_rows_or_on_so_many_training_rows(suite)
 
 def test_the_base_is_read_where_the_router_says_so(suite):
     """The same routes whatever the shared expert is, and other ones where it is read."""
-    routes, before = {}, benchmark._weighed.cache_info().hits
+    routes, before = {}, routing._weighed.cache_info().hits
     for source in ("base", "shared"):
         for task in ("letters", "size"):
             expert = suite.experts[task]
-            made = benchmark.Method(task, lambda base, experts, own=expert: benchmark.Merged(own), None, None)
-            setting = benchmark.Setting(False, Mlp(**RECIPE, source=source), 0, "cpu", 8)
-            routes[source, task] = benchmark._routed(suite, made, setting, "colours", "test")[0]
+            made = Method(task, lambda base, experts, own=expert: Merged(own), None, None)
+            setting = Setting(False, Mlp(**RECIPE, source=source), 0, "cpu", 8)
+            routes[source, task] = routing.weights(suite, made, setting, "colours", "test")[0]
     assert torch.equal(routes["base", "letters"], routes["base", "size"])
-    assert benchmark._weighed.cache_info().hits > before, "and found once for all of them"
+    assert routing._weighed.cache_info().hits > before, "and found once for all of them"
     assert not torch.equal(routes["shared", "letters"], routes["shared", "size"])
 
 
@@ -116,14 +119,14 @@ def test_characters_tell_apart_what_the_tokenizer_reads_alike(family):
         "colours": make_task("colours", frames[False], **rows),
     }
     suite = open_suite("tiny", family / "base", {task: family / "experts" / task for task in tasks}, tasks)
-    static = benchmark.Method("average", lambda base, experts: benchmark.Merged(base), None, None)
+    static = Method("average", lambda base, experts: Merged(base), None, None)
     accuracy = {}
     for name, reads in {"hidden": {}, "text": {"source": None, "characters": 1024}}.items():
-        setting = benchmark.Setting(
+        setting = Setting(
             False, Mlp(**RECIPE | {"epochs": 15, "lr": 1e-3, "hidden_ratio": 0.1}, rows=300, **reads), 0, "cpu", 8
         )
         hits = [
-            benchmark._routed(suite, static, setting, task, "test")[0].argmax(1) == position
+            routing.weights(suite, static, setting, task, "test")[0].argmax(1) == position
             for position, task in enumerate(tasks)
         ]
         accuracy[name] = torch.cat(hits).float().mean()
@@ -143,8 +146,8 @@ def test_characters_are_counted_per_column(suite):
 
 
 def test_hidden_states_and_characters_are_read_beside_each_other(suite):
-    static = benchmark.Method("average", lambda base, experts: benchmark.Merged(base), None, None)
-    setting = benchmark.Setting(False, Mlp(**RECIPE, characters=32), 0, "cpu", 8)
-    both, seconds = benchmark._features(suite, static, setting, "size", "test")
+    static = Method("average", lambda base, experts: Merged(base), None, None)
+    setting = Setting(False, Mlp(**RECIPE, characters=32), 0, "cpu", 8)
+    both, seconds = routing._features(suite, static, setting, "size", "test")
     assert both.shape == (10, 16 + 64) and seconds > 0
     assert torch.equal(both[:, 16:], inference.characters(suite, "size", "test", 32, None))

@@ -5,9 +5,12 @@ import torch
 from conftest import CLASSES
 from test_suite import opened
 
-from twinbench import benchmark, twin_merging
+from twinbench import benchmark, classification, routing, twin_merging
 from twinbench.compress import basis
+from twinbench.merged import Merged
+from twinbench.method import Method
 from twinbench.router import Mlp, grouped
+from twinbench.routing import Setting
 
 RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 3, "batch_size": 16, "top_k": None}
 
@@ -53,11 +56,11 @@ def test_groups_must_be_positive():
 
 def test_a_grouped_router_gives_a_split_few_routes(family):
     suite = opened(family)
-    static = benchmark.Method("average", lambda base, experts: benchmark.Merged(base), None, None)
+    static = Method("average", lambda base, experts: Merged(base), None, None)
     routes = {}
     for groups in (None, 1):
-        setting = benchmark.Setting(False, Mlp(**RECIPE, groups=groups), 0, "cpu", 8)
-        routes[groups] = {task: benchmark._routed(suite, static, setting, task, "test")[0] for task in CLASSES}
+        setting = Setting(False, Mlp(**RECIPE, groups=groups), 0, "cpu", 8)
+        routes[groups] = {task: routing.weights(suite, static, setting, task, "test")[0] for task in CLASSES}
     for task in CLASSES:
         experts = routes[None][task].argmax(1)
         assert len(routes[None][task].unique(dim=0)) > len(CLASSES)
@@ -67,8 +70,8 @@ def test_a_grouped_router_gives_a_split_few_routes(family):
 
 @pytest.fixture
 def twin():
-    static = benchmark.Method("base", lambda base, experts: benchmark.Merged(base), None, None)
-    return benchmark.Method(
+    static = Method("base", lambda base, experts: Merged(base), None, None)
+    return Method(
         "twin",
         lambda base, experts, shared: twin_merging.merge(
             base, experts, shared=shared, compression="svd", rank_ratio=0.2, density=None, seed=0, basis=basis
@@ -87,23 +90,23 @@ def test_a_grouped_run_scores_every_task(family, twin):
 def test_groups_merged_once_each_score_as_rows_routed_one_by_one(family, twin, monkeypatch):
     logits = {}
     for shared in (1, 10**6):
-        monkeypatch.setattr(benchmark, "SHARED", shared)
-        setting = benchmark.Setting(False, Mlp(**RECIPE, groups=2), 0, "cpu", 8)
+        monkeypatch.setattr(classification, "SHARED", shared)
+        setting = Setting(False, Mlp(**RECIPE, groups=2), 0, "cpu", 8)
         suite = opened(family)
         logits[shared] = {
-            task: benchmark._forward(suite, twin, "router", setting, task, "test").logits for task in CLASSES
+            task: classification._forward(suite, twin, "router", setting, task, "test")[0] for task in CLASSES
         }
     for task in CLASSES:
         torch.testing.assert_close(logits[1][task], logits[10**6][task], rtol=0, atol=1e-5)
 
 
 def test_a_tolerance_drops_small_weights_alone(family, twin, monkeypatch):
-    monkeypatch.setattr(benchmark, "SHARED", 10**6)
+    monkeypatch.setattr(classification, "SHARED", 10**6)
     suite, logits = opened(family), {}
     for tolerance in (0.0, 1e-6, 0.35):
-        setting = benchmark.Setting(False, Mlp(**RECIPE | {"epochs": 40}, tolerance=tolerance), 0, "cpu", 8)
+        setting = Setting(False, Mlp(**RECIPE | {"epochs": 40}, tolerance=tolerance), 0, "cpu", 8)
         logits[tolerance] = torch.cat(
-            [benchmark._forward(suite, twin, "router", setting, task, "test").logits.flatten() for task in CLASSES]
+            [classification._forward(suite, twin, "router", setting, task, "test")[0].flatten() for task in CLASSES]
         )
     torch.testing.assert_close(logits[1e-6], logits[0.0], rtol=0, atol=1e-5)
     moved = (logits[0.35] - logits[0.0]).abs().max()

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from twinbench import adapter, benchmark, card
 from twinbench.checkpoint import DTYPES, new_folder, write_weights
+from twinbench.method import Method
 from twinbench.plan import Job
 from twinbench.router import Mlp, Oracle, Router
 from twinbench.suite import Suite, backbone, classifier
@@ -44,7 +45,7 @@ def export(
     origins: Mapping[str, str],
     rows: list[dict],
     suite: Suite,
-    method: benchmark.Method,
+    method: Method,
     router: Mlp | Oracle,
     protocol: str,
     seed: int,

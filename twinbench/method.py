@@ -1,0 +1,44 @@
+"""A merging method with its hyperparameters, and what it makes of a suite."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from twinbench.merged import Merged, materialize
+from twinbench.state_dict import StateDict
+from twinbench.suite import Suite
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merging method with its hyperparameters.
+
+    Attributes:
+        identity: equal for methods that give the same weights from the same experts; all that is compared and hashed.
+        merge: called with the base and the experts, and with ``shared`` if there is a shared method.
+        route: how w(x) is found: None (no exclusive parts), "task" (the known task) or "router".
+        shared: the static method that makes the shared expert, if the method asks for one.
+    """
+
+    identity: str
+    merge: Callable[..., Merged] = field(compare=False)
+    route: str | None = field(compare=False)
+    shared: "Method | None" = field(compare=False)
+
+
+@lru_cache(maxsize=3)
+def merge(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, float]:
+    """The merge in memory and its seconds, those of its shared expert included."""
+    names = [name for name in suite.base if not (gold_biases and "bias" in name)]
+    base, *experts = (StateDict(names, state.__getitem__) for state in (suite.base, *suite.experts.values()))
+    experts = dict(zip(suite.experts, experts, strict=True))
+    label = method.identity.partition("{")[0]
+    if method.shared:
+        shared, before = merge(suite, method.shared, gold_biases)
+        start = time.perf_counter()
+        merged = method.merge(base, experts, shared=shared.shared)
+    else:
+        before, start = 0.0, time.perf_counter()
+        merged = method.merge(base, experts)
+    return materialize(merged, progress=f"merging {label}"), before + time.perf_counter() - start

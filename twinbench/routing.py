@@ -1,0 +1,146 @@
+"""The learned router of a configuration: trained once, asked once per split, for all runs that it is the same for."""
+
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from twinbench import inference
+from twinbench.merged import stored_bytes
+from twinbench.method import Method, merge
+from twinbench.router import Mlp, Router, fit, grouped
+from twinbench.suite import Suite, backbone
+
+ROUTER_TRAIN = 0.8  # of each task's validation rows train a router of no others; the rest chooses its epoch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a forward pass depends on beside the suite and the method.
+
+    Attributes:
+        gold_biases: biases are the known task's own and not merged (protocol ``paper``).
+        router, seed: of the learned router; None where none is asked.
+        device, batch_size: where models run, and in what portions.
+    """
+
+    gold_biases: bool
+    router: Mlp | None
+    seed: int | None
+    device: str
+    batch_size: int
+
+
+def learned(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int]:
+    """The router and its stored bytes; how its weights are used later does not change it."""
+    source, setting = _read(shared, setting)
+    return _trained(suite, source, replace(setting, router=replace(setting.router, groups=None, tolerance=0.0)))
+
+
+def _read(shared: Method, setting: Setting) -> tuple[Method | None, Setting]:
+    """What the router's features depend on: the shared expert and whose biases it has, or neither."""
+    return (shared, setting) if setting.router.source == "shared" else (None, replace(setting, gold_biases=False))
+
+
+@lru_cache(maxsize=8)
+def _trained(suite: Suite, source: Method | None, setting: Setting) -> tuple[Router, int]:
+    device = backbone(suite, setting.device).device
+    train, held_out = ([], []), ([], [])
+    for position, task in enumerate(suite.experts):
+        for (features, experts), rows in zip((train, held_out), _examples(suite, source, setting, task), strict=True):
+            features.append(rows.to(device))
+            experts.append(torch.full((len(rows),), position, device=device))
+    router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed)
+    return router, stored_bytes(router.state_dict())
+
+
+def _examples(suite: Suite, source: Method | None, setting: Setting, task: str) -> tuple[Tensor, Tensor]:
+    """Features of a task's rows that train the router, and of those that choose its epoch: at least one of each."""
+    held_out = _features(suite, source, setting, task, "validation")[0]
+    if setting.router.rows is not None:
+        return _features(suite, source, setting, task, "train", setting.router.rows)[0], held_out
+    count = min(max(1, int(ROUTER_TRAIN * len(held_out))), len(held_out) - 1)
+    return held_out[:count], held_out[count:]
+
+
+def applied(suite: Suite, method: Method, route: str | None, setting: Setting, task: str, split: str) -> Tensor | None:
+    """The weights w(x) of a task's rows in a split, (n, experts), or None for a static method.
+
+    Args:
+        route: as `Method.route`, after the protocol had its say; "top1" is one-hot at the router's choice.
+    """
+    if route is None:
+        return None
+    if route == "task":
+        hot = torch.zeros(len(suite.tasks[task].splits[split]), len(suite.experts))
+        hot[:, list(suite.experts).index(task)] = 1.0
+        return hot
+    found, _ = weights(suite, method.shared or method, setting, task, split)
+    if route == "top1":
+        return torch.zeros_like(found).scatter_(1, found.argmax(1, keepdim=True), 1.0)
+    return found
+
+
+def weights(suite: Suite, shared: Method, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
+    """The router's weights (n, experts) for a task's rows in a split, and the seconds that they took."""
+    return _weighed(suite, *_read(shared, setting), task, split)
+
+
+@lru_cache(maxsize=128)
+def _weighed(suite: Suite, source: Method | None, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
+    router, _ = learned(suite, source, setting)
+    rows, before = _features(suite, source, setting, task, split)
+    start = time.perf_counter()
+    rows = rows.to(backbone(suite, setting.device).device)
+    found = router(rows).cpu()
+    if setting.router.groups is not None:
+        found = grouped(found, router.logits(rows).cpu(), setting.router.groups, setting.seed)
+    return found, before + time.perf_counter() - start
+
+
+def _features(
+    suite: Suite, source: Method | None, setting: Setting, task: str, split: str, rows: int | None = None
+) -> tuple[Tensor, float]:
+    """What the router reads of the first rows of a split, and the seconds that it took.
+
+    Args:
+        source: of the model whose hidden states it reads; None is the base.
+    """
+    recipe, parts, seconds = setting.router, [], 0.0
+    if recipe.source:
+        where = (setting.gold_biases, setting.device, setting.batch_size)
+        hidden, seconds = _extracted(suite, source, *where, recipe.layer, recipe.pool, task, split, rows)
+        parts.append(hidden)
+    if recipe.characters:
+        start = time.perf_counter()
+        parts.append(inference.characters(suite, task, split, recipe.characters, rows))
+        seconds += time.perf_counter() - start
+    return torch.cat(parts, 1), seconds
+
+
+@lru_cache(maxsize=256)
+def _extracted(
+    suite: Suite,
+    source: Method | None,
+    gold_biases: bool,
+    device: str,
+    batch_size: int,
+    layer: int | None,
+    pool: str,
+    task: str,
+    split: str,
+    rows: int | None,
+) -> tuple[Tensor, float]:
+    """Features under the model that ``source`` makes, or the base.
+
+    Before routing the task is not known, so where biases are the known task's own these are the base's.
+    """
+    module = backbone(suite, device)
+    merged = merge(suite, source, gold_biases)[0].shared if source else {}
+    module.load_state_dict(dict(suite.base.items()) | merged)
+    inference.encoded(suite, task, split)
+    start = time.perf_counter()
+    found = inference.features(module, suite, task, split, layer=layer, pool=pool, rows=rows, batch_size=batch_size)
+    return found, time.perf_counter() - start
