@@ -219,11 +219,46 @@ def test_csv_has_full_precision(report):
 
 def test_storage_time_and_router_tables(results):
     assert list(table(results, "storage").loc["ties"]) == [1_000_001, 500_000, 7, 1_500_008]
-    assert list(table(results, "time").loc["ties"]) == [1.5, 0.5 * len(TASKS), 2.0 * len(TASKS)]
+    assert list(table(results, "time").loc["ties"])[:3] == [1.5, 0.5 * len(TASKS), 2.0 * len(TASKS)]
     router = table(results, "router")
     assert list(router.index) == ["twin_merging (router=mlp)"]
     assert router.loc["twin_merging (router=mlp)", "average"] == pytest.approx(90)
     assert {"router_accuracy", "routed_to/mood"} <= set(table(results, "secondary")["metric"])
+
+
+def time_rows(*runs: list[tuple]) -> pd.DataFrame:
+    """The time table of one row, a seed per run; a run has (task, split, metric, n, route, evaluation) per record."""
+    names = ("task", "split", "metric", "n", "route_seconds", "eval_seconds")
+    made = [[dict(zip(names, record, strict=True)) | {"merge_seconds": 1.0} for record in run] for run in runs]
+    row = blocks.Row("ties", "ties", True, [blocks.Run("a", 0, {}, {}, {}, records) for records in made])
+    return tables.time([row])
+
+
+def test_seconds_per_1000_rows_count_each_split_of_a_task_once():
+    """(4 + 1 + 0 + 5 + 2 + 0) s of routing and evaluation for 200 + 100 + 500 rows, then (8 + 12) s for 500 more."""
+    one = [("a", "test", "accuracy", 200, 1.0, 4.0), ("a", "test", "router_accuracy", 200, 1.0, 4.0)]
+    one += [("a", "mismatched", "accuracy", 100, 0.0, 5.0), ("b", "test", "accuracy", 500, 0.0, 2.0)]
+    other = [("a", "test", "accuracy", 500, 8.0, 12.0)]
+    assert time_rows(one)["s per 1000 rows"].tolist() == [12 / 800 * 1000]
+    both = time_rows(one, other)
+    assert both["s per 1000 rows"].tolist() == [(15 + 40) / 2]
+    assert both[["merge", "route", "evaluation"]].to_numpy().tolist() == [[1.0, (1 + 8) / 2, (11 + 12) / 2]]
+
+
+def test_seconds_that_were_not_measured_are_missing_and_the_others_stay():
+    found = time_rows([("a", "test", "accuracy", 200, None, 4.0)]).iloc[0]
+    assert found["evaluation"] == 4 and found[["route", "s per 1000 rows"]].isna().all()
+
+
+def test_records_without_a_count_of_rows_can_be_read(results):
+    path = results / "records" / "a3.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "n"}) + "\n" for row in rows))
+    found = table(results, "time")
+    assert found.loc["ties", "evaluation"] == 4 and pd.isna(found.loc["ties", "s per 1000 rows"])
+    assert found.loc["average", "s per 1000 rows"] == pytest.approx(1000 * 5 / 600)
+    cells = shown("time", found.reset_index()).set_index("method")["s per 1000 rows"]
+    assert (cells["ties"], cells["average"]) == ("", "8.33")
 
 
 def test_experts_have_their_own_matrix(results, report):

@@ -11,6 +11,7 @@ from twinbench.report.blocks import Block, Column, Row, Run, labels
 
 ROUTER_ACCURACY = "router_accuracy"
 ROUTED_TO = "routed_to/"
+RATE = "s per 1000 rows"
 BOUNDS = {"individual": "upper bound", "pretrained": "lower bound"}
 
 
@@ -180,22 +181,25 @@ def storage(rows: list[Row]) -> pd.DataFrame:
 
 
 def time(rows: list[Row]) -> pd.DataFrame:
-    """Seconds to merge, to route all tasks and to score them, mean over seeds; NaN where not measured."""
+    """Seconds to merge, to route all tasks and to score them, and those of both per 1,000 rows; mean over seeds.
+
+    NaN where not measured.
+    """
+    names = ["merge", "route", "evaluation", RATE]
     lines = []
     for row in rows:
         seconds = np.array([_seconds(run) for run in row.runs], dtype=float).mean(axis=0).tolist()
-        lines.append({"method": row.label} | dict(zip(("merge", "route", "evaluation"), seconds, strict=True)))
-    return pd.DataFrame(lines, columns=["method", "merge", "route", "evaluation"])
+        lines.append({"method": row.label} | dict(zip(names, seconds, strict=True)))
+    return pd.DataFrame(lines, columns=["method", *names])
 
 
 def _seconds(run: Run) -> list[float | None]:
-    """Merge, route and evaluation of a run; those of a task's split stand in each of its records and count once."""
+    """Merge, route, evaluation, and the last two per 1,000 rows; what a split's records share counts once."""
     parts = {(record["task"], record["split"]): record for record in run.records}.values()
-    sums = []
-    for name in ("route_seconds", "eval_seconds"):
-        values = [record[name] for record in parts]
-        sums.append(None if None in values else sum(values))
-    return [run.records[0]["merge_seconds"], *sums]
+    merge = run.records[0]["merge_seconds"]
+    counts = [[part.get(name) for name in ("route_seconds", "eval_seconds", "n")] for part in parts]
+    route, evaluation, n = np.array(counts, dtype=float).sum(axis=0)  # None becomes NaN, and so does its sum
+    return [merge, route, evaluation, 1000 * (route + evaluation) / n]
 
 
 def secondary(rows: list[Row]) -> pd.DataFrame:
