@@ -172,21 +172,26 @@ def keep_missing_training(config: Mapping, job: plan.Job) -> None:
 @functools.lru_cache(maxsize=1)
 def load_tasks(suite_json: str):
     """Fetch and read the data of a suite's tasks; once for a sweep."""
-    from twinbench import task
+    from twinbench import language, suite, task
 
     config, tasks = json.loads(suite_json), {}
+    generative = plan.generative(config)
+    tokenizer = suite.open_tokenizer(assets.fetch(config["base"])) if generative else None
     for name, spec in config["tasks"].items():
         sources = {key: assets.fetch(source) for key, source in spec["sources"].items()}
         rest = {key: value for key, value in spec.items() if key not in ("sources", "data", "finetune")}
-        rest["limit"] = config.get("limit")
-        tasks[name] = task.load_task(instantiate(spec["data"]), sources, name=name, **rest)
+        rest |= {"name": name, "limit": config.get("limit")}
+        if generative:
+            tasks[name] = language.load_task(tokenizer, sources, **rest)
+        else:
+            tasks[name] = task.load_task(instantiate(spec["data"]), sources, **rest)
     return tasks
 
 
 @functools.lru_cache(maxsize=1)
 def open_suite(suite_json: str, device: str):
     """Fetch a suite's base, fine-tune or fetch its experts, and open them with its tasks; once for a sweep."""
-    from twinbench import experts, suite
+    from twinbench import experts, instruct, suite
 
     config = json.loads(suite_json)
     base, tasks = assets.fetch(config["base"]), load_tasks(suite_json)
@@ -195,12 +200,14 @@ def open_suite(suite_json: str, device: str):
         folders = {name: assets.fetch(config["checkpoints"][name]) for name in own}
     else:
         how = {name: plan.recipe(config, spec) for name, spec in own.items()}
-        recipes = {name: experts.Recipe(**given | {"freeze": tuple(given["freeze"])}) for name, given in how.items()}
+        trainer, listed = (instruct, "targets") if plan.generative(config) else (experts, "freeze")
+        recipes = {name: trainer.Recipe(**given | {listed: tuple(given[listed])}) for name, given in how.items()}
         folders = {
-            name: experts.finetune(base, tasks[name], recipe, plan.expert_folder(config, name), device)
+            name: trainer.finetune(base, tasks[name], recipe, plan.expert_folder(config, name), device)
             for name, recipe in recipes.items()
         }
-    return suite.open_suite(config["name"], base, folders, tasks, plan.merged(config))
+    opened = suite.open_causal_suite if plan.generative(config) else suite.open_suite
+    return opened(config["name"], base, folders, tasks, plan.merged(config))
 
 
 def pick_device(asked: str | None) -> str:

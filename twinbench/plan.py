@@ -13,6 +13,7 @@ from twinbench import assets
 
 PROTOCOLS = ("strict", "paper", "blind")
 SPLITS = ("test", "validation")
+LM_EVAL = Path(__file__).parent / "tasks" / "lm_eval"
 PREPARED = {"base", "experts", "shared", "seed", "basis"}  # arguments that the run makes; the others are the YAML's
 
 
@@ -85,6 +86,8 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
     router = None
     unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
     known = signature.route == "task" or (signature.route == "router" and names["router"] == "oracle")
+    if config["protocol"] == "paper" and generative(config["suite"]):
+        raise ValueError("protocol=paper is about heads and biases that generative experts do not have; use strict")
     if unseen and (known or config["protocol"] != "strict"):
         what = f"method={names['method']} goes by the known task" if known else f"protocol={config['protocol']}"
         raise ValueError(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under strict")
@@ -147,6 +150,19 @@ def own_experts(suite: Mapping) -> list[str]:
     return own
 
 
+def generative(suite: Mapping) -> bool:
+    """Whether the suite's tasks are lm-eval's, answered by a causal language model.
+
+    Raises:
+        ValueError: some are and some are not.
+    """
+    asked = {name for name, task in suite["tasks"].items() if "lm_eval" in task}
+    if asked and asked != set(suite["tasks"]):
+        others = ", ".join(name for name in suite["tasks"] if name not in asked)
+        raise ValueError(f"suite {suite['name']}: {', '.join(sorted(asked))} are lm-eval's tasks, {others} are not")
+    return bool(asked)
+
+
 def suite_identity(suite: Mapping) -> dict:
     """Everything about a suite that changes scores: contents of its sources, tasks, and how experts come about.
 
@@ -168,13 +184,18 @@ def suite_identity(suite: Mapping) -> dict:
 
 
 def task_identity(task: Mapping) -> dict:
-    """A task's settings, with the content of its sources in place of where they lie."""
-    return dict(task) | {"sources": {name: assets.fingerprint(source) for name, source in task["sources"].items()}}
+    """A task's settings, with the content of its sources in place of where they lie, and of its lm-eval files."""
+    identity = dict(task) | {"sources": {name: assets.fingerprint(source) for name, source in task["sources"].items()}}
+    if "lm_eval" in task:
+        identity["lm_eval"] = _lm_eval(task["lm_eval"], "documents.py", "scoring.py")
+    return identity
 
 
 def expert_id(base: Mapping, task: Mapping, recipe: Mapping) -> str:
     """What the cached expert of a task depends on: base, training and validation rows, and recipe."""
     trained_on = task_identity(task) | {"metrics": None, "rows": dict(task["rows"]) | {"test": None}}
+    if "lm_eval" in task:
+        trained_on["lm_eval"] = _lm_eval(task["lm_eval"], "documents.py")  # an answer's score does not train
     return _hash([assets.fingerprint(base), trained_on, recipe])
 
 
@@ -267,6 +288,14 @@ def checked_signature(name: str, leaf: Mapping) -> Signature:
     if wanted - given:
         raise ValueError(f"{name} lacks {', '.join(sorted(wanted - given))}; it takes {', '.join(sorted(wanted))}")
     return found
+
+
+def _lm_eval(name: str, *beside: str) -> str:
+    """What identifies an lm-eval task: the content of its files where it is ours, its name otherwise."""
+    file = LM_EVAL / f"{name.removeprefix('twinbench_')}.yaml"
+    if not file.exists():
+        return name
+    return _hash([path.read_text(encoding="utf-8") for path in (file, *(LM_EVAL / other for other in beside))])
 
 
 def _hash(identity) -> str:

@@ -80,9 +80,12 @@ def training(suite: Mapping, tasks: "Mapping[str, Task]") -> dict[str, dict]:
             "expert": folder.name,
             "data": origins[name],
             "rows": {split: len(task.splits[split]) for split in ("train", "validation")},
-            "loss": "squared error" if task.classes is None else "cross-entropy (nats)",
-            "metric": task.metrics[0],
         }
+        if task.harness:
+            found[name] |= {"loss": "cross-entropy of the answers (nats per token)", "metric": "token_accuracy"}
+        else:
+            loss = "squared error" if task.classes is None else "cross-entropy (nats)"
+            found[name] |= {"loss": loss, "metric": task.metrics[0]}
         found[name] |= json.loads(text, parse_constant=lambda _: None)  # the NaN of a training that diverged is no JSON
     return found
 

@@ -11,7 +11,7 @@ from twinbench import inference
 from twinbench.merged import stored_bytes
 from twinbench.method import Method, merge
 from twinbench.router import Mlp, Router, fit, grouped
-from twinbench.suite import Suite, backbone
+from twinbench.suite import Suite, backbone, load
 
 ROUTER_TRAIN = 0.8  # of each task's validation rows train a router of no others; the rest chooses its epoch
 
@@ -139,7 +139,7 @@ def _extracted(
     """
     module = backbone(suite, device)
     merged = merge(suite, source, gold_biases)[0].shared if source else {}
-    module.load_state_dict(dict(suite.base.items()) | merged)
+    load(module, dict(suite.base.items()) | merged)
     inference.encoded(suite, task, split)
     start = time.perf_counter()
     found = inference.features(module, suite, task, split, layer=layer, pool=pool, rows=rows, batch_size=batch_size)

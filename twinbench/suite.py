@@ -6,22 +6,29 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from twinbench.backbone import bare, check_vocabulary, open_expert
-from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
+from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, listed, read_checkpoint
 from twinbench.task import Task
 
 
 @dataclass(frozen=True, eq=False)
 class Suite:
     """Attributes:
-    base: the backbone's weights, under the names they have in the architecture's bare model.
+    base: the backbone's weights, under the names they have in the architecture's bare model; of a causal language model
+        all weights, under its own names.
     experts: what is merged: per task, in the order of ``tasks``, its expert's backbone under the same names. The other
         tasks are unseen: they are only scored.
     heads: per task, the rest of its expert, which maps the backbone's output to the task's classes (or one value); a
-        task without an expert has that of the task that it names.
+        task without an expert has that of the task that it names. A causal language model has none.
     """
 
     name: str
@@ -31,6 +38,7 @@ class Suite:
     heads: Mapping[str, StateDict]
     tasks: Mapping[str, Task]
     tokenizer: PreTrainedTokenizerBase
+    causal: bool = False
 
 
 def open_suite(
@@ -73,10 +81,56 @@ def open_suite(
     return Suite(name, base_folder, base, weights, heads, tasks, tokenizer)
 
 
+def open_causal_suite(
+    name: str,
+    base_folder: Path,
+    experts: Mapping[str, Path],
+    tasks: Mapping[str, Task],
+    merged: Collection[str] | None = None,
+) -> Suite:
+    """Open a causal language model and its experts, whole checkpoints or LoRA adapters, and check that they fit.
+
+    Args, Raises:
+        as `open_suite`; there are no heads.
+    """
+    base, reference = read_checkpoint(base_folder), layout(base_folder)
+    check_finite(base, "base")
+    weights = {}
+    for task, folder in experts.items():
+        if merged is None or task in merged:
+            state, entries = open_expert(folder, base, reference)
+            check_same_layout(reference, entries, f"expert {task}")
+            check_finite(state, f"expert {task}")
+            check_vocabulary(base_folder, folder, f"expert {task}")
+            weights[task] = state
+    return Suite(name, base_folder, base, weights, {}, tasks, open_tokenizer(base_folder), causal=True)
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A causal language model's tokenizer; of a prompt that is too long it leaves out the beginning."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
 @lru_cache(maxsize=1)
 def backbone(suite: Suite, device: str) -> nn.Module:
-    """The one module that every merged state dict of a suite is loaded into."""
+    """The one module that every merged state dict of a suite is loaded into: a bare model, or a whole causal one."""
+    if suite.causal:
+        return AutoModelForCausalLM.from_pretrained(suite.base_folder, dtype=torch.float32).eval().to(device)
     return AutoModelForSequenceClassification.from_config(_config(suite.base_folder, 1)).base_model.eval().to(device)
+
+
+def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put a merged state dict into the module that `backbone` gave; a tied weight is there under one of its names.
+
+    Raises:
+        RuntimeError: names or shapes differ.
+    """
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    missing = [name for name in missing if name not in getattr(module, "all_tied_weights_keys", {})]
+    if missing or unexpected:
+        raise RuntimeError(f"{type(module).__name__} lacks {listed(missing)} or has no {listed(unexpected)}")
 
 
 def classifier(suite: Suite, task: str, module: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ class Task:
     head: for a task without an expert of its own, the task whose head scores it; None: its own expert's.
     splits: ``train`` (experts), ``validation`` (held out of the training data, for routers and choices), ``test``,
         and under other names what is scored beside it.
+    harness: per split the lm-eval task that scores a generative task, whose column is ``prompt``; None: a classifier's.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Task:
     max_length: int
     splits: Mapping[str, pd.DataFrame]
     head: str | None = None
+    harness: Mapping[str, Any] | None = None
 
     def labels(self, split: str) -> np.ndarray:
         return self.splits[split]["label"].to_numpy()

@@ -94,9 +94,15 @@ def _settings(name: str, expert: Mapping) -> dict:
         "weight decay": recipe["weight_decay"],
         "warm-up": recipe["warmup"],
         "seed": recipe["seed"],
-        "frozen": ", ".join(recipe["freeze"]) or "nothing",
+        "frozen": _frozen(recipe),
         "computed in": "bfloat16" if recipe.get("bf16") else "float32",
     }
+
+
+def _frozen(recipe: Mapping) -> str:
+    if "rank" in recipe:
+        return f"all but LoRA of rank {recipe['rank']}, alpha {recipe['alpha']} on {', '.join(recipe['targets'])}"
+    return ", ".join(recipe["freeze"]) or "nothing"
 
 
 def curve(name: str, expert: Mapping) -> pd.DataFrame:

@@ -1,0 +1,41 @@
+"""A quantized GGUF file as a Hugging Face folder: dequantized to float32 safetensors once, and kept in the cache."""
+
+from pathlib import Path
+
+from twinbench.checkpoint import new_folder
+
+
+def dequantized(file: Path, folder: Path) -> Path:
+    """Return ``folder``, which holds the model of a GGUF file and its tokenizer; made at the first call.
+
+    The weights are those that the quantization kept, not the original ones.
+
+    Raises:
+        ValueError: the file is no GGUF model that transformers knows.
+    """
+    if folder.exists():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"dequantizing {file.name}, once", flush=True)
+    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    try:
+        read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except (KeyError, ValueError, IndexError, OSError) as error:
+        raise ValueError(f"{file.name} is no GGUF model that can be read: {error}") from error
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config._name_or_path = ""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    try:
+        with new_folder(folder) as part:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+    except OSError:
+        if not folder.exists():  # otherwise another process was faster
+            raise
+    return folder
