@@ -1,8 +1,8 @@
 """LoRA adapters as experts: "Low-Rank Adaptation of Large Language Models", Hu et al., arXiv 2106.09685.
 
 ``expert = base + scale * B @ A`` for every adapted matrix, with scale = lora_alpha / r (lora_alpha / sqrt(r) for
-rsLoRA, arXiv 2312.03732). The difference is formed whole, tensor by tensor, so experts may differ in rank and in what
-they adapt; A and B of several experts are never merged on their own, which would mix their tasks.
+rsLoRA, arXiv 2312.03732). `read_adapter` forms the difference whole, tensor by tensor, `read_factors` leaves it
+factored; either way experts may differ in rank and in what they adapt.
 """
 
 import json
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from twinbench.compress import LowRank
 from twinbench.state_dict import StateDict, listed, open_safetensors
 
 PREFIX = "base_model.model."
@@ -56,13 +58,7 @@ def read_adapter(folder: Path, base: Mapping[str, Tensor]) -> StateDict:
         FileNotFoundError: a file of the adapter is missing.
         ValueError: the adapter is no LoRA, has features beyond the above, or does not fit the base.
     """
-    config, path = _config(folder), folder / "adapter_model.safetensors"
-    if not path.exists():
-        if (folder / "adapter_model.bin").exists():
-            raise ValueError(f"{folder}: only pickled weights (adapter_model.bin), which can run code when read")
-        raise FileNotFoundError(f"{folder}: no adapter_model.safetensors")
-    file = open_safetensors(path)
-    deltas, full = _contents(file.keys(), config, folder)
+    file, config, deltas, full = _open(folder)
     _check_fit(file, deltas, full, base, config, folder)
 
     def tensor(name: str) -> Tensor:
@@ -70,12 +66,56 @@ def read_adapter(folder: Path, base: Mapping[str, Tensor]) -> StateDict:
         origin = origin.to(base[name].dtype) if name in base else origin
         if name not in deltas:
             return origin
-        delta = deltas[name]
-        b, a = file.get_tensor(delta.b).float(), file.get_tensor(delta.a).float()
-        factors = (a.T, b.T) if delta.transposed else (b, a)
-        return torch.addmm(origin.float(), *factors, alpha=delta.scale)
+        return torch.addmm(origin.float(), *_factors(file, deltas[name]), alpha=deltas[name].scale)
 
     return StateDict([*base, *(name for name in full if name not in base)], tensor)
+
+
+def read_factors(folder: Path, base: Mapping[str, Tensor] | None = None) -> Mapping[str, LowRank]:
+    """Open a PEFT LoRA adapter as factors of what it adds: ``LowRank(scale * B, A)`` by the base's parameter name.
+
+    A pair is read when it is asked for, in float32 whatever the file holds.
+
+    Args:
+        base: if given, the adapter must fit it as for `read_adapter`. Only shapes are looked at, so the parameters of
+            a model on the meta device will do.
+
+    Raises:
+        FileNotFoundError: a file of the adapter is missing.
+        ValueError: as for `read_adapter`; or the adapter saves tensors in full, which no factors stand for.
+    """
+    file, config, deltas, full = _open(folder)
+    if full:
+        raise ValueError(
+            f"{folder}: only low-rank differences can be kept factored, and the adapter saves in full {listed([*full])}"
+        )
+    if base is not None:
+        _check_fit(file, deltas, full, base, config, folder)
+
+    def part(name: str) -> LowRank:
+        left, right = _factors(file, deltas[name])
+        return LowRank(deltas[name].scale * left, right)
+
+    return StateDict(deltas, part)
+
+
+def _open(folder: Path) -> tuple[safe_open, dict, dict[str, Delta], dict[str, str]]:
+    """An adapter's file, its configuration, and what `_contents` finds in it."""
+    config, path = _config(folder), folder / "adapter_model.safetensors"
+    if not path.exists():
+        if (folder / "adapter_model.bin").exists():
+            raise ValueError(f"{folder}: only pickled weights (adapter_model.bin), which can run code when read")
+        raise FileNotFoundError(f"{folder}: no adapter_model.safetensors")
+    file = open_safetensors(path)
+    deltas, full = _contents(file.keys(), config, folder)
+    _check_ranks(file, deltas, config, folder)
+    return file, config, deltas, full
+
+
+def _factors(file: safe_open, delta: Delta) -> tuple[Tensor, Tensor]:
+    """Two matrices whose product has the weight's orientation, in float32 and not scaled."""
+    b, a = file.get_tensor(delta.b).float(), file.get_tensor(delta.a).float()
+    return (a.T, b.T) if delta.transposed else (b, a)
 
 
 def _config(folder: Path) -> dict:
@@ -134,15 +174,28 @@ def _by_pattern(module: str, patterns: Mapping | None, default: float) -> float:
     return next(found, default)
 
 
+def _check_ranks(file: safe_open, deltas: Mapping[str, Delta], config: Mapping, folder: Path) -> None:
+    """Every A and B against the adapter's own configuration."""
+    wrong = []
+    for name, delta in deltas.items():
+        a, b = (_shape(file, key) for key in (delta.a, delta.b))
+        rank = _rank(name.removesuffix(".weight"), config)
+        if len(a) != 2 or len(b) != 2:
+            wrong.append(f"{name} is no matrix: A {list(a)}, B {list(b)}")
+        elif (a[0], b[1]) != (rank, rank):
+            wrong.append(f"{name} has A {list(a)} and B {list(b)}, adapter_config.json says rank {rank}")
+    if wrong:
+        raise ValueError(f"{folder}: {listed(wrong, '; ')}")
+
+
 def _check_fit(
-    file,
+    file: safe_open,
     deltas: Mapping[str, Delta],
     full: Mapping[str, str],
     base: Mapping[str, Tensor],
     config: Mapping,
     folder: Path,
 ) -> None:
-    shape = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     saved = [f".{module}." for module in config.get("modules_to_save") or ()]
     absent = [name for name in deltas if name not in base]
     absent += [name for name in full if name not in base and not any(module in f".{name}" for module in saved)]
@@ -150,18 +203,17 @@ def _check_fit(
         raise ValueError(f"{folder} does not fit the base, which lacks {listed(absent)}")
     wrong = []
     for name, delta in deltas.items():
-        a, b, wanted = shape[delta.a], shape[delta.b], tuple(base[name].shape)
-        rank = _rank(name.removesuffix(".weight"), config)
-        if len(wanted) != 2 or len(a) != 2 or len(b) != 2:
-            wrong.append(f"{name} is no matrix: base {list(wanted)}, A {list(a)}, B {list(b)}")
-        elif (b[0], a[1]) != (wanted[::-1] if delta.transposed else wanted):
+        a, b, wanted = _shape(file, delta.a), _shape(file, delta.b), tuple(base[name].shape)
+        if (b[0], a[1]) != (wanted[::-1] if delta.transposed else wanted):
             wrong.append(f"{name} is {list(wanted)}, A {list(a)} and B {list(b)} do not fit it")
-        elif (a[0], b[1]) != (rank, rank):
-            wrong.append(f"{name} has A {list(a)} and B {list(b)}, adapter_config.json says rank {rank}")
     wrong += [
-        f"{name} is {list(base[name].shape)}, the adapter's {list(shape[key])}"
+        f"{name} is {list(base[name].shape)}, the adapter's {list(_shape(file, key))}"
         for name, key in full.items()
-        if name in base and tuple(base[name].shape) != shape[key]
+        if name in base and tuple(base[name].shape) != _shape(file, key)
     ]
     if wrong:
         raise ValueError(f"{folder} does not fit the base: {listed(wrong, '; ')}")
+
+
+def _shape(file: safe_open, key: str) -> tuple[int, ...]:
+    return tuple(file.get_slice(key).get_shape())
