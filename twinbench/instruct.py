@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -106,7 +107,6 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
         flush=True,
     )
     torch.manual_seed(recipe.seed)  # before the adapter is drawn
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -114,7 +114,7 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
         target_modules=list(recipe.targets),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(model, config)
+    model = get_peft_model(open_base(base), config)
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
         num_train_epochs=recipe.epochs,
@@ -152,6 +152,13 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
     history = {"recipe": asdict(recipe), "seconds": time.perf_counter() - start, "device": device}
     history |= {"torch": torch.__version__, "curve": trainer.state.log_history}
     (folder / "training.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+
+
+def open_base(folder: Path) -> PreTrainedModel:
+    """The base for training: without a cache of keys, as with one transformers does not look for packed rows."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.config.use_cache = False
+    return model
 
 
 def encoded(

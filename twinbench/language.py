@@ -44,7 +44,7 @@ def load_task(
     Args:
         tokenizer: of the base; where it has a chat template, prompts are in it.
         sources: ``folder``, which our own tasks read; lm-eval's built-in ones know where their data is.
-        lm_eval: name of the task: of ours, or any that lm-eval knows.
+        lm_eval: the task: one of ours, any that lm-eval knows by name, or a task YAML file.
         metrics: of lm-eval's for this task, the primary one first.
         max_length: tokens of a prompt with its answer; of longer prompts the beginning is left out.
         rows: of train, validation (held out of the training documents where the task has no such split, or scores it)
@@ -184,6 +184,9 @@ def _opened(task: str, metadata: Mapping[str, str]):
 
     with _quiet():
         ours = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=dict(metadata))
+        if task.endswith(".yaml"):
+            (opened,) = ours.load(task)["tasks"].values()
+            return opened
         manager = ours if task in ours.all_tasks else _everything()
         if task not in manager.all_subtasks:
             near = [known for known in manager.all_subtasks if task.lower() in known.lower()][:5]

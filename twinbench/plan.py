@@ -291,11 +291,13 @@ def checked_signature(name: str, leaf: Mapping) -> Signature:
 
 
 def _lm_eval(name: str, *beside: str) -> str:
-    """What identifies an lm-eval task: the content of its files where it is ours, its name otherwise."""
+    """What identifies an lm-eval task: the content of its file, and of those beside it if it is ours; or its name."""
     file = LM_EVAL / f"{name.removeprefix('twinbench_')}.yaml"
-    if not file.exists():
-        return name
-    return _hash([path.read_text(encoding="utf-8") for path in (file, *(LM_EVAL / other for other in beside))])
+    if file.exists():
+        return _hash([path.read_text(encoding="utf-8") for path in (file, *(LM_EVAL / other for other in beside))])
+    if name.endswith(".yaml") and not Path(name).exists():
+        raise FileNotFoundError(f"lm_eval: there is no file {name}")
+    return _hash(Path(name).read_text(encoding="utf-8")) if name.endswith(".yaml") else name
 
 
 def _hash(identity) -> str:
