@@ -206,8 +206,10 @@ def open_suite(suite_json: str, device: str):
             name: trainer.finetune(base, tasks[name], recipe, plan.expert_folder(config, name), device)
             for name, recipe in recipes.items()
         }
-    opened = suite.open_causal_suite if plan.generative(config) else suite.open_suite
-    return opened(config["name"], base, folders, tasks, plan.merged(config))
+    opened, given = suite.open_suite, {}
+    if plan.generative(config):
+        opened, given = suite.open_causal_suite, {key: config[key] for key in ("factored", "dtype", "device_map")}
+    return opened(config["name"], base, folders, tasks, plan.merged(config), **given)
 
 
 def pick_device(asked: str | None) -> str:

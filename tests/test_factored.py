@@ -9,10 +9,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from test_generate import generated, left_padded, log_likelihoods, prompts
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from baselines import task_arithmetic
+from baselines import average, dare, pretrained, task_arithmetic, ties
+from baselines import expert as one_expert
 from twinbench import twin_merging
 from twinbench.compress import LowRank, basis, dense
-from twinbench.factored import exclusive, linear, separate, shared_first, truncated, with_shared
+from twinbench.factored import coefficients, exclusive, linear, merge, separate, truncated, with_shared
 from twinbench.lora import read_adapter, read_factors
 from twinbench.merged import Merged, materialize, with_route
 from twinbench.routed import attach
@@ -72,8 +73,16 @@ def dense_merge(model, folders, rank: int) -> Merged:
 
 def factored_merge(folders, rank: int) -> tuple[dict, dict]:
     adapters = {name: read_factors(folder) for name, folder in folders.items()}
-    shared = linear(adapters, SCALING)
-    return shared, exclusive(adapters, shared, rank)
+    shared = linear(adapters, dict.fromkeys(adapters, SCALING))
+    return shared, exclusive(adapters, shared, rank / 32)
+
+
+def scaled(scaling: float):
+    return lambda base, experts: task_arithmetic.merge(base, experts, scaling=scaling)
+
+
+def equal(adapters, coefficient: float) -> dict[str, float]:
+    return dict.fromkeys(adapters, coefficient)
 
 
 def draw(*shape, seed=0) -> torch.Tensor:
@@ -132,10 +141,13 @@ def test_the_base_and_factored_parts_generate_what_each_dense_merge_generates(fa
         models[-1].load_state_dict(with_route(dense_merge(model, folders, rank), route))
     alone = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in prompts()]
     batch = left_padded(prompts())
-    with attach(model, shared_first(*factored_merge(folders, rank))) as routes:
-        routes.weights = with_shared(WEIGHTS)
+    adapters = {name: read_factors(folder) for name, folder in folders.items()}
+    merged = merge(before, adapters, scaled(SCALING), rank / 32)
+    assert merged.shared is before
+    with attach(model, merged.exclusive) as routes:
+        routes.weights = with_shared(WEIGHTS, 3)
         tokens, likelihoods = generated(model, batch), log_likelihoods(model, batch)
-        routes.weights = with_shared(torch.zeros_like(WEIGHTS))
+        routes.weights = with_shared(torch.zeros_like(WEIGHTS), 3)
         shared_only = generated(model, batch)
     expected = torch.cat([generated(dense, row) for dense, row in zip(models, alone, strict=True)])
     assert torch.equal(tokens, expected)
@@ -179,16 +191,18 @@ def test_what_cancels_is_nothing():
         assert truncated(zero, 3).left.shape == (12, 0)
         assert truncated(zero, 3).right.shape == (0, 9)
     same = {t: {"w": part} for t in "abc"}
-    assert exclusive(same, linear(same, 1 / 3), 4) == {"a": {}, "b": {}, "c": {}}, "the average of equal experts"
-    torch.testing.assert_close(dense(linear(same, 1 / 3)["w"]), dense(part))
+    assert exclusive(same, linear(same, equal(same, 1 / 3)), 0.5) == {"a": {}, "b": {}, "c": {}}, (
+        "the average of equal experts"
+    )
+    torch.testing.assert_close(dense(linear(same, equal(same, 1 / 3))["w"]), dense(part))
 
 
 def test_nothing_dense_is_formed():
     big = [factors(200_000, 200_000, 8, seed=seed) for seed in range(2)]  # 160 GB dense
     adapters = {t: {"w": part} for t, part in zip("ab", big, strict=True)}
-    part = exclusive(adapters, linear(adapters, 0.5), 4)["a"]["w"]
+    part = exclusive(adapters, linear(adapters, equal(adapters, 0.5)), 4 / 200_000)["a"]["w"]
     assert part.left.shape == (200_000, 4) and part.right.shape == (4, 200_000)
-    whole = exclusive(adapters, linear(adapters, 0.5), 16)["a"]["w"]
+    whole = exclusive(adapters, linear(adapters, equal(adapters, 0.5)), 16 / 200_000)["a"]["w"]
     rows = torch.arange(0, 200_000, 20_011)
     expected = 0.5 * (big[0].left[rows] @ big[0].right[:, rows] - big[1].left[rows] @ big[1].right[:, rows])
     torch.testing.assert_close(whole.left[rows] @ whole.right[:, rows], expected, atol=1e-3, rtol=0)
@@ -218,8 +232,8 @@ def test_the_separate_dialect_is_the_authors_formula_and_another_merge(rank):
     adapters = {t: {"w": LowRank(scale * b, a)} for t, (b, a) in pairs.items()}
     found = dense(separate(adapters, SCALING, rank, weights)["w"])
     torch.testing.assert_close(found, slow_separate(pairs, scale, SCALING, rank, weights), atol=1e-4, rtol=0)
-    shared = linear(adapters, SCALING)
-    parts = exclusive(adapters, shared, rank)
+    shared = linear(adapters, equal(adapters, SCALING))
+    parts = exclusive(adapters, shared, rank / 9)
     right = dense(shared["w"]) + sum(w * dense(parts[t]["w"]) for t, w in zip("abc", weights, strict=True))
     assert (found - right).norm() > 0.3 * right.norm()
 
@@ -230,26 +244,47 @@ def test_the_separate_dialect_depends_on_how_an_expert_is_written():
     turned = LowRank(first.left @ turn, turn.T @ first.right)
     torch.testing.assert_close(dense(turned), dense(first))
     here, there = ({"a": {"w": part}, "b": {"w": second}} for part in (first, turned))
-    torch.testing.assert_close(dense(linear(here, 0.5)["w"]), dense(linear(there, 0.5)["w"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        dense(linear(here, equal(here, 0.5))["w"]), dense(linear(there, equal(there, 0.5))["w"]), atol=1e-5, rtol=0
+    )
     apart = [dense(separate(adapters, 0.5, 4, [0.5, 0.5])["w"]) for adapters in (here, there)]
     assert (apart[0] - apart[1]).norm() > 0.3 * apart[0].norm()
 
 
-def test_weights_get_a_column_of_ones():
-    found = with_shared(torch.tensor([[0.25, 0.75], [1, 0]]))
-    assert found.tolist() == [[1, 0.25, 0.75], [1, 1, 0]]
+def test_weights_get_columns_of_ones():
+    found = with_shared(torch.tensor([[0.25, 0.75], [1, 0]]), 2)
+    assert found.tolist() == [[1, 1, 0.25, 0.75], [1, 1, 1, 0]]
+
+
+def test_coefficients_of_linear_methods_are_found_and_others_refused():
+    tasks = ["a", "b", "c"]
+    assert coefficients(scaled(0.3), tasks) == pytest.approx(dict.fromkeys(tasks, 0.3), abs=1e-5)
+    assert coefficients(average.merge, tasks) == pytest.approx(dict.fromkeys(tasks, 1 / 3), abs=1e-5)
+    assert coefficients(pretrained.merge, tasks) == dict.fromkeys(tasks, 0.0)
+    one = coefficients(lambda b, e: one_expert.merge(b, e, task="b"), tasks)
+    assert one == pytest.approx({"a": 0, "b": 1, "c": 0}, abs=1e-5)
+    for method in (
+        lambda b, e: ties.merge(b, e, density=0.2, scaling=1.0, scope="global", aggregate="mean"),
+        lambda b, e: dare.merge(b, e, density=0.5, scaling=0.3, seed=0),
+    ):
+        with pytest.raises(ValueError, match="this one is not: use suite"):
+            coefficients(method, tasks)
 
 
 ONE = {"a": {"w": factors()}}
+UNLIKE = ONE | {"b": {"w": factors(d_in=8)}}
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: linear(ONE, float("nan")), "scaling must be finite, got nan"),
-        (lambda: linear(ONE | {"b": {"w": factors(d_in=8)}}, 1.0), r"w differs in shape: a \(12, 9\), b \(12, 8\)"),
-        (lambda: exclusive(ONE, {"w": factors(d_out=8)}, 2), r"the expert \(12, 9\), the shared difference \(8, 9\)"),
-        (lambda: exclusive(ONE, {}, 0), "rank must be at least 1, got 0"),
+        (lambda: linear(ONE, {"a": float("nan")}), "coefficients must be finite"),
+        (
+            lambda: linear(ONE | {"b": {"w": factors(d_in=8)}}, {"a": 1.0, "b": 1.0}),
+            r"w differs in shape: a \(12, 9\), b \(12, 8\)",
+        ),
+        (lambda: exclusive(ONE, {"w": factors(d_out=8)}, 0.5), r"the expert \(12, 9\), the shared difference \(8, 9\)"),
+        (lambda: exclusive(ONE, {}, 0), r"rank_ratio must be in \(0, 1\], got 0"),
         (lambda: truncated(LowRank(draw(3, 2), draw(2, 3) / 0), 1), "NaN or infinite"),
         (lambda: separate(ONE, 1.0, 1, [1.0, 0.0]), "one for each of at least 1 adapter, got 2 for 1"),
         (lambda: separate({}, 1.0, 1, []), "at least 1 adapter, got 0 for 0"),
@@ -257,8 +292,7 @@ ONE = {"a": {"w": factors()}}
         (lambda: separate(ONE, 0.5, 0, [1.0]), "rank must be at least 1, got 0"),
         (lambda: separate(ONE | {"b": {}}, 1.0, 1, [0.5, 0.5]), "missing: w of b"),
         (lambda: separate(ONE | {"b": {"w": factors(rank=2)}}, 1.0, 1, [0.5, 0.5]), "w differs in shape: a"),
-        (lambda: shared_first({}, {"shared": {}}), "must not be called 'shared'"),
-        (lambda: with_shared(torch.ones(3)), r"weights must be \(samples, experts\), got \(3,\)"),
+        (lambda: with_shared(torch.ones(3), 2), r"weights must be \(samples, experts\), got \(3,\)"),
     ],
 )
 def test_bad_input_is_named(call, words):

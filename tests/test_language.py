@@ -1,6 +1,7 @@
 """The generative half on a tiny Llama with LoRA experts and small documents: lm-eval scores, prompts are routed."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from baselines import individual, pretrained, task_arithmetic
+from baselines import individual, pretrained, task_arithmetic, ties
 from twinbench import instruct, language, routing, twin_merging
 from twinbench.compress import basis
 from twinbench.merged import with_route
@@ -145,6 +146,12 @@ def twin() -> Method:
     return method("twin", twin_merging.merge, "router", **settings)
 
 
+def factored_twin(**changes) -> Method:
+    """Twin-Merging as `run.py` binds it."""
+    settings = {"compression": "svd", "rank_ratio": 0.2, "density": None, "seed": 0, "basis": basis} | changes
+    return Method("twin", partial(twin_merging.merge, **settings), "router", twin().shared)
+
+
 def answered(results: dict) -> list:
     """Log-likelihoods or texts of every document, in order."""
     ((_, samples),) = results["samples"].items()
@@ -177,6 +184,10 @@ def test_an_expert_scores_as_lm_eval_scores_its_adapter(family, suite, task):
     for metric in TASKS[task]:
         assert values[metric] == pytest.approx(results["results"]["t"][f"{metric},none"], abs=1e-6)
     assert_answers_equal(answered(language._evaluated(*asked)[0]), answered(results))
+    if task == "mmlu":
+        subjects = [doc["subject"] for doc in suite.tasks[task].harness["test"].eval_docs]
+        means = frame["prediction"].groupby(subjects).mean()
+        assert {f"acc/{subject}": mean for subject, mean in means.items()}.items() <= values.items()
     assert len(frame) == 5 and further["harness"].endswith("1.0") and not further["warnings"]
     assert frame["prediction"].mean() == pytest.approx(values[TASKS[task][0]])
 
@@ -197,6 +208,40 @@ def test_each_prompt_is_answered_under_its_own_dense_merge(family, suite, task, 
         alone = answered(by_hand(model, family, suite.tasks[task].harness["test"]))
         assert_answers_equal([got[row]], [alone[row]])
     language._evaluated.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "individual", "twin"])
+def test_experts_that_stay_factors_answer_as_dense_ones(family, suite, name):
+    """Nothing is multiplied out: the base stays as it is, shared and exclusive parts run beside it."""
+    made = {
+        "arithmetic": (twin().shared, None),
+        "individual": (method("individual", individual.merge, "task"), "task"),
+        "twin": (factored_twin(), "router"),
+    }
+    used, route = made[name]
+    recipe = Setting(False, Mlp(2.0, 0.5, 5e-4, 5, 16, None) if route == "router" else None, 0, "cpu", 4)
+    experts = {task: family / "experts" / task for task in TASKS}
+    slim = open_causal_suite("slim", family / "base", experts, suite.tasks, factored=True)
+    for task in ("truthful_qa", "cnn_dailymail"):
+        wanted = answered(language._evaluated(suite, used, route, recipe, task, "test")[0])
+        got = answered(language._evaluated(slim, used, route, recipe, task, "test")[0])
+        assert_answers_equal(got, wanted)
+    if route == "router":
+        routes = [routing.weights(which, used.shared, recipe, "bbq", "test")[0] for which in (suite, slim)]
+        assert torch.allclose(*routes, atol=1e-3)
+
+
+def test_methods_that_are_not_linear_are_refused_where_experts_stay_factors(family, suite):
+    experts = {task: family / "experts" / task for task in TASKS}
+    slim = open_causal_suite("slim", family / "base", experts, suite.tasks, factored=True)
+    trimmed = Method(
+        "ties", partial(ties.merge, density=0.2, scaling=1.0, scope="global", aggregate="mean"), None, None
+    )
+    with pytest.raises(ValueError, match="this one is not: use suite"):
+        merge(slim, trimmed, False)
+    pruned = factored_twin(compression="magnitude", rank_ratio=None, density=0.1)
+    with pytest.raises(ValueError, match="compression must be svd, got 'magnitude'"):
+        merge(slim, pruned, False)
 
 
 @pytest.mark.parametrize("task", ["truthful_qa", "cnn_dailymail"])
@@ -339,16 +384,17 @@ def test_packed_examples_have_the_losses_that_they_have_alone(family):
     assert max(row["position_ids"].count(0) for row in rows) > 1 and len(rows) < len(examples)
     model = instruct.open_base(family / "base").eval()
 
-    def losses(ids: torch.Tensor, labels: torch.Tensor, **more) -> torch.Tensor:
-        logits = model(input_ids=ids, **more).logits[:, :-1]
-        found = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
-        return found[labels[:, 1:] != -100]
+    def losses(ids: list[int], labels: list[int]) -> torch.Tensor:
+        logits, wanted = model(input_ids=torch.tensor([ids])).logits[0, :-1], torch.tensor(labels[1:])
+        return torch.nn.functional.cross_entropy(logits, wanted, reduction="none")[wanted != -100]
 
     with torch.inference_mode():
         batch = instruct._batch(rows)
-        together = losses(batch["input_ids"], batch["labels"], position_ids=batch["position_ids"])
-        alone = torch.cat([losses(*(torch.tensor([part]) for part in example)) for example in examples])
+        found = model(**batch)
+        together = torch.nn.functional.cross_entropy(found.logits[0], batch["labels"][0], reduction="none")
+        alone = torch.cat([losses(*example) for example in examples])
     assert torch.allclose(together.sort().values, alone.sort().values, atol=1e-4)
+    assert found.loss == pytest.approx(float(alone.mean()), abs=1e-4)
     assert len(alone) == sum(len(answer) + 1 for answer in language.answers(task.harness["train"])), "answers and ends"
 
 
@@ -397,8 +443,9 @@ def test_a_generative_suite_runs_whole(family, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 ok" in done.stdout
     (folder,) = (tmp_path / "results" / "reports").iterdir()
-    page = (folder / "index.html").read_text()
-    assert "bias_ambig" in page and "token_accuracy" in page
+    assert "token_accuracy" in (folder / "index.html").read_text()
+    others = pd.read_csv(folder / "strict_secondary.csv")["metric"].tolist()
+    assert {"bias_ambig", "mc2", "rougeL", "acc/law", "acc/physics"} <= set(others)
     rows = [
         json.loads(line)
         for file in (tmp_path / "results" / "records").iterdir()

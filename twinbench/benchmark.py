@@ -80,8 +80,7 @@ def run(
             rows += [common | {"metric": m, "primary": m == primary, "value": value} for m, value in values.items()]
     common = {
         "merge_seconds": merge_seconds,
-        "shared_bytes": shared_bytes(merged),
-        "exclusive_bytes": exclusive_bytes(merged),
+        **_storage(suite, merged),
         "router_bytes": router_bytes,
         "peak_memory_bytes": peak.bytes,
         "device": _device_name(device),
@@ -114,6 +113,17 @@ def _choices(suite: Suite, task: str, chosen: np.ndarray) -> dict[str, float]:
     """The router's accuracy, where the task has an expert, and the share of rows that each expert got."""
     accuracy = {"router_accuracy": float(np.mean(chosen == task))} if task in suite.experts else {}
     return accuracy | {f"routed_to/{expert}": float(np.mean(chosen == expert)) for expert in suite.experts}
+
+
+def _storage(suite: Suite, merged: Merged) -> dict[str, int]:
+    if not suite.factored:
+        return {"shared_bytes": shared_bytes(merged), "exclusive_bytes": exclusive_bytes(merged)}
+    shares, own = ({t: p for t, p in merged.exclusive.items() if (t in suite.experts) == e} for e in (False, True))
+    base = sum(file.stat().st_size for file in suite.base_folder.glob("*.safetensors"))  # too large to write to see
+    return {
+        "shared_bytes": base + exclusive_bytes(Merged({}, shares)),
+        "exclusive_bytes": exclusive_bytes(Merged({}, own)),
+    }
 
 
 def _device_name(device: str) -> str:

@@ -4,53 +4,117 @@ Expert t adapts a matrix by tau_t = s_t B_t A_t (`twinbench.lora.read_factors`).
 of factors side by side, so Task Arithmetic's shared difference, lambda sum_t tau_t, and what a task has beyond it,
 tau_t - shared, are exact; what Twin-Merging keeps of the latter (arXiv 2406.15479, Eq. 3) is an exact truncated SVD.
 
-Served by `twinbench.routed.attach` on the base model, the shared difference is one more part, whose weight is always 1:
+Served by `twinbench.routed.attach` on the base model, each adapter's share of the shared difference is one more part,
+whose weight is always 1 (apart, they are no wider than the others, to whose rank `attach` fills up):
 
-    with attach(base, shared_first(shared, exclusive)) as routes:
-        routes.weights = with_shared(weights)
+    with attach(base, merge(base, adapters, method).exclusive) as routes:
+        routes.weights = with_shared(weights, len(adapters))
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from twinbench.compress import LowRank, dense, is_zero, svd
+from twinbench.merged import Merged
 from twinbench.state_dict import listed
 
-SHARED = "shared"
+PROBED = 512  # elements of the random models that tell whether a method is linear
 
 Factors = Mapping[str, LowRank]  # by parameter name of the base; a name without factors is not changed
 
 
-def linear(adapters: Mapping[str, Factors], scaling: float) -> dict[str, LowRank]:
-    """Task Arithmetic's shared difference, ``scaling * sum_t tau_t``, of rank sum_t r_t; 1/T gives the average.
+def merge(
+    base: Mapping[str, Tensor],
+    adapters: Mapping[str, Factors],
+    static: Callable[..., Merged] | None,
+    rank_ratio: float | None,
+) -> Merged:
+    """Merge LoRA experts as a method does, in factored form.
+
+    Args:
+        static: the method that makes the shared difference, or is the whole method; None: there is none (individual).
+        rank_ratio: of Twin-Merging's exclusive parts, the kept fraction of min(d_out, d_in) singular values; 1 keeps
+            all; None: the method has no exclusive parts.
+
+    Returns:
+        The base as the shared part, and as exclusive ones each adapter's share of the shared difference, where there is
+        one, before those of the experts; for weights by `with_shared`.
 
     Raises:
-        ValueError: scaling is not finite, or adapters have another shape for the same name.
+        ValueError: the method is not linear in the experts, or factors are not finite or differ in shape.
     """
-    if not math.isfinite(scaling):
-        raise ValueError(f"scaling must be finite, got {scaling}")
+    found = coefficients(static, list(adapters)) if static else dict.fromkeys(adapters, 0.0)
+    shares = {
+        f"{t}, shared": {name: LowRank(found[t] * part.left, part.right) for name, part in parts.items() if found[t]}
+        for t, parts in adapters.items()
+    }
+    beyond = {}
+    if rank_ratio is not None:
+        whole = rank_ratio == 1 and not any(found.values())  # the adapters themselves
+        beyond = adapters if whole else exclusive(adapters, linear(adapters, found), rank_ratio)
+    return Merged(base, shares | {t: dict(parts) for t, parts in beyond.items()})
+
+
+def coefficients(static: Callable[..., Merged], experts: Sequence[str]) -> dict[str, float]:
+    """How much of each task vector a static method adds to the base: ``shared = base + sum_t c_t tau_t``.
+
+    Found by merging small random models, so any method that is linear will do, and no list of them is kept.
+
+    Raises:
+        ValueError: what the method gives is no such sum (it trims, draws or elects).
+    """
+    generator = torch.Generator().manual_seed(0)
+    origin, *others = torch.randn(1 + len(experts), PROBED, generator=generator)
+    given = {t: {"w": other} for t, other in zip(experts, others, strict=True)}
+    difference = static({"w": origin}, given).shared["w"] - origin
+    vectors = torch.stack([other - origin for other in others], 1).double()
+    found = torch.linalg.lstsq(vectors, difference.double()[:, None]).solution[:, 0]
+    if not torch.allclose(vectors @ found, difference.double(), atol=1e-4):
+        raise ValueError(
+            "suite.factored=true takes methods that are linear in the experts (task_arithmetic, average, expert, "
+            "pretrained), alone or as the shared expert's; this one is not: use suite.factored=false"
+        )
+    return {t: round(value, 6) for t, value in zip(experts, found.tolist(), strict=True)}
+
+
+def linear(adapters: Mapping[str, Factors], coefficients: Mapping[str, float]) -> dict[str, LowRank]:
+    """The shared difference of a linear method, ``sum_t c_t tau_t``, of rank sum_t r_t.
+
+    Task Arithmetic has c_t = lambda, the average of T experts 1/T.
+
+    Raises:
+        ValueError: a coefficient is not finite, or adapters have another shape for the same name.
+    """
+    if not all(map(math.isfinite, coefficients.values())):
+        raise ValueError(f"coefficients must be finite, got {dict(coefficients)}")
     return {
-        name: _sum(name, {t: (scaling, parts[name]) for t, parts in adapters.items() if name in parts})
+        name: _sum(name, {t: (coefficients[t], parts[name]) for t, parts in adapters.items() if name in parts})
         for name in _names(adapters.values())
     }
 
 
-def exclusive(adapters: Mapping[str, Factors], shared: Factors, rank: int) -> dict[str, dict[str, LowRank]]:
-    """Twin-Merging's exclusive parts, ``svd_rank(tau_t - shared)``, per expert; parts that are zero are left out.
+def exclusive(adapters: Mapping[str, Factors], shared: Factors, rank_ratio: float) -> dict[str, dict[str, LowRank]]:
+    """Twin-Merging's exclusive parts, ``svd_r(tau_t - shared)``, per expert; parts that are zero are left out.
 
     A name that only the shared difference has counts too: there the expert is the base, and its part takes the others
     away.
 
+    Args:
+        rank_ratio: r is this fraction of min(d_out, d_in), at least 1; in (0, 1].
+
     Raises:
-        ValueError: rank is below 1, factors are not finite, or shapes differ.
+        ValueError: rank_ratio is out of range, factors are not finite, or shapes differ.
     """
-    return {
-        t: {name: part for name in _names([parts, shared]) if not is_zero(part := _beyond(name, parts, shared, rank))}
-        for t, parts in adapters.items()
-    }
+    if not 0 < rank_ratio <= 1:
+        raise ValueError(f"rank_ratio must be in (0, 1], got {rank_ratio}")
+    found = {}
+    for t, parts in adapters.items():
+        beyond = {name: _beyond(name, parts, shared, rank_ratio) for name in _names([parts, shared])}
+        found[t] = {name: part for name, part in beyond.items() if not is_zero(part)}
+    return found
 
 
 def truncated(part: LowRank, rank: int) -> LowRank:
@@ -122,26 +186,15 @@ def separate(
     return merged
 
 
-def shared_first(shared: Factors, exclusive: Mapping[str, Factors]) -> dict[str, Factors]:
-    """The parts that `twinbench.routed.attach` adds to the base model, for weights by `with_shared`.
-
-    Raises:
-        ValueError: an expert has the name that the shared difference gets.
-    """
-    if SHARED in exclusive:
-        raise ValueError(f"an expert must not be called {SHARED!r}, got {listed(list(exclusive))}")
-    return {SHARED: shared, **exclusive}
-
-
-def with_shared(weights: Tensor) -> Tensor:
-    """Router weights with a leading column of ones: (samples, experts) to (samples, 1 + experts).
+def with_shared(weights: Tensor, experts: int) -> Tensor:
+    """Router weights with leading ones for the shared difference: (samples, n) to (samples, experts + n).
 
     Raises:
         ValueError: weights is no matrix.
     """
     if weights.dim() != 2:
         raise ValueError(f"weights must be (samples, experts), got {tuple(weights.shape)}")
-    return torch.nn.functional.pad(weights, (1, 0), value=1.0)
+    return torch.nn.functional.pad(weights, (experts, 0), value=1.0)
 
 
 def _names(parts: Iterable[Factors]) -> dict[str, None]:
@@ -149,9 +202,10 @@ def _names(parts: Iterable[Factors]) -> dict[str, None]:
     return dict.fromkeys(name for factors in parts for name in factors)
 
 
-def _beyond(name: str, parts: Factors, shared: Factors, rank: int) -> LowRank:
+def _beyond(name: str, parts: Factors, shared: Factors, rank_ratio: float) -> LowRank:
     terms = {"the expert": (1.0, parts), "the shared difference": (-1.0, shared)}
-    return truncated(_sum(name, {who: (sign, of[name]) for who, (sign, of) in terms.items() if name in of}), rank)
+    whole = _sum(name, {who: (sign, of[name]) for who, (sign, of) in terms.items() if name in of})
+    return truncated(whole, max(1, int(rank_ratio * min(whole.left.shape[0], whole.right.shape[1]))))
 
 
 def _sum(name: str, terms: Mapping[str, tuple[float, LowRank]]) -> LowRank:

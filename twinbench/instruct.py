@@ -30,6 +30,7 @@ from twinbench.experts import Progress
 from twinbench.language import answers
 from twinbench.task import Task
 
+ROW = ("input_ids", "labels", "position_ids")
 METRIC = "token_accuracy"  # share of the answers' tokens that are the likeliest after what is right before them
 
 
@@ -184,7 +185,7 @@ def packed(examples: Sequence[tuple[list[int], list[int]]], tokens: int, seed: i
     for at in np.random.default_rng(seed).permutation(len(examples)):
         ids, labels = examples[at]
         if not rows or len(rows[-1]["input_ids"]) + len(ids) > tokens:
-            rows.append({"input_ids": [], "labels": [], "position_ids": []})
+            rows.append({key: [] for key in ROW})
         rows[-1]["input_ids"] += ids
         rows[-1]["labels"] += [-100, *labels[1:]]
         rows[-1]["position_ids"] += range(len(ids))
@@ -192,18 +193,17 @@ def packed(examples: Sequence[tuple[list[int], list[int]]], tokens: int, seed: i
 
 
 def _batch(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Rows under one another; the padding at their ends has no loss, and is an example of its own to attention."""
-    width = max(len(row["input_ids"]) for row in rows)
-    filled = {"input_ids": 0, "labels": -100}
-    batch = {
-        name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
-        for name, value in filled.items()
-    }
-    positions = [[*row["position_ids"], *range(width - len(row["position_ids"]))] for row in rows]
-    return batch | {"position_ids": torch.tensor(positions)}
+    """Rows as one, (1, tokens): what packs examples packs rows, and nothing is padded.
+
+    Logits are asked for only where an answer's token comes next; over the whole vocabulary they cost as much as layers.
+    """
+    ids, labels, positions = (torch.tensor([t for row in rows for t in row[key]]) for key in ROW)
+    kept = (labels[1:] != -100).nonzero().flatten()
+    wanted = labels[kept + 1][None]
+    batch = {"input_ids": ids[None], "position_ids": positions[None], "logits_to_keep": kept}
+    return batch | {"labels": wanted, "shift_labels": wanted}  # the model would shift labels itself
 
 
 def _token_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    wanted = labels[:, 1:]
-    counted = wanted != -100
-    return float((predictions[:, :-1][counted] == wanted[counted]).mean())
+    counted = labels != -100  # fills what was gathered up to one length
+    return float((predictions[counted] == labels[counted]).mean())

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from twinbench import routing
-from twinbench.merged import Merged
+from twinbench.factored import with_shared
 from twinbench.method import Method, merge
 from twinbench.routing import Setting
 from twinbench.suite import Suite, backbone, load
@@ -77,9 +78,10 @@ def measure(
         route: as `routing.applied` takes it.
 
     Returns:
-        The task's metrics, the primary one first; per document its row, its primary score as ``prediction`` (a label it
-        has none), lm-eval's hash of its prompt and what was answered; the seconds that it took; and for the records
-        ``warnings`` and the ``harness``, lm-eval's version and the task's.
+        The task's metrics, the primary one first, and that one by subject where documents have one; per document its
+        row, its primary score as ``prediction`` (a label it has none), lm-eval's hash of its prompt and what was
+        answered; the seconds that it took; and for the records ``warnings`` and the ``harness``, lm-eval's version and
+        the task's.
     """
     spec = suite.tasks[task]
     results, seconds, said = _evaluated(suite, method, route, setting, task, split)
@@ -95,6 +97,9 @@ def measure(
             "answer": [str(sample["filtered_resps"]) for sample in samples],
         }
     )
+    if "subject" in samples[0]["doc"]:  # MMLU's
+        subjects = frame.groupby([sample["doc"]["subject"] for sample in samples])["prediction"].mean()
+        values |= {f"{spec.metrics[0]}/{subject}": float(value) for subject, value in subjects.items()}
     by = f"lm-eval {version('lm_eval')}, {spec.harness[split].config.task} {spec.harness[split].VERSION}"
     return values, frame, seconds, {"warnings": said, "harness": by}
 
@@ -106,14 +111,16 @@ def _evaluated(
     """What lm-eval says of a split of a task under the merged model, the seconds that it took, and warnings."""
     from lm_eval.evaluator import evaluate
 
-    merged, _ = merge(suite, method, setting.gold_biases)
-    own = {name: suite.experts[task][name] for name in suite.base if name not in merged.shared}
+    merged, spec = merge(suite, method, setting.gold_biases)[0], suite.tasks[task]
     weights = routing.applied(suite, method, route, setting, task, split)
-    model, spec = _served(suite, setting.device, setting.batch_size), suite.tasks[task]
+    if suite.factored:
+        weights = torch.zeros(len(spec.splits[split]), 0) if weights is None else weights
+        weights = with_shared(weights, len(suite.experts))
+    model = _served(suite, setting.device, setting.batch_size)
     model._max_length = spec.max_length
     tolerance = setting.router.tolerance if setting.router else 0.0
     start = time.perf_counter()
-    with _quiet(), model.serving(Merged(dict(merged.shared) | own, merged.exclusive), weights, tolerance):
+    with _quiet(), model.serving(merged, weights, tolerance):
         results = evaluate(
             model,
             {"tasks": {task: spec.harness[split]}, "groups": {}, "group_map": {}},
@@ -129,7 +136,7 @@ def _served(suite: Suite, device: str, batch_size: int):
     from twinbench.served import Served  # lm-eval's models take seconds to import
 
     module = backbone(suite, device)
-    return Served(module, suite.tokenizer, partial(load, module), batch_size, max_length=1)
+    return Served(module, suite.tokenizer, None if suite.factored else partial(load, module), batch_size, max_length=1)
 
 
 def prompts(scored, tokenizer: PreTrainedTokenizerBase) -> list[str]:

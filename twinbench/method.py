@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from twinbench import factored
 from twinbench.merged import Merged, materialize
 from twinbench.state_dict import StateDict
 from twinbench.suite import Suite
@@ -34,6 +35,9 @@ def merge(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, floa
     base, *experts = (StateDict(names, state.__getitem__) for state in (suite.base, *suite.experts.values()))
     experts = dict(zip(suite.experts, experts, strict=True))
     label = method.identity.partition("{")[0]
+    if suite.factored:
+        start = time.perf_counter()
+        return _factored(suite, method), time.perf_counter() - start
     if method.shared:
         shared, before = merge(suite, method.shared, gold_biases)
         start = time.perf_counter()
@@ -42,3 +46,14 @@ def merge(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, floa
         before, start = 0.0, time.perf_counter()
         merged = method.merge(base, experts)
     return materialize(merged, progress=f"merging {label}"), before + time.perf_counter() - start
+
+
+def _factored(suite: Suite, method: Method) -> Merged:
+    """The merge of LoRA experts as factors beside the base, which stays as it is."""
+    settings = getattr(method.merge, "keywords", {})
+    if settings.get("compression", "svd") != "svd":
+        raise ValueError(f"suite.factored=true keeps factors: compression must be svd, got {settings['compression']!r}")
+    if method.route == "task":
+        return factored.merge(suite.base, suite.experts, None, 1.0)
+    static = (method.shared or method).merge
+    return factored.merge(suite.base, suite.experts, static, settings["rank_ratio"] if method.shared else None)

@@ -180,6 +180,8 @@ def suite_identity(suite: Mapping) -> dict:
     narrower = {} if suite.get("limit") is None else {"limit": suite["limit"]}
     if merged(suite) != own:
         narrower["merged"] = merged(suite)
+    if suite.get("dtype", "float32") != "float32":
+        narrower["dtype"] = suite["dtype"]
     return {"base": assets.fingerprint(suite["base"]), "experts": experts, "tasks": tasks} | narrower
 
 

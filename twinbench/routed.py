@@ -131,9 +131,10 @@ def _matrix(weight: dict[int, Part], bias: dict[int, Tensor], module: nn.Module,
 
     def add(x: Tensor, output: Tensor) -> Tensor:
         inner, outer, *matrices = cast(output.dtype)
+        here = routes.on(output.device)
         out = output.view(len(routes.weights), -1, output.shape[-1])  # samples, repeats, d_out
         x = x.to(output.dtype).reshape(*out.shape[:2], -1) if linear else x.reshape(out.shape[:2])
-        for block in routes.blocks if outer.shape[1] else ():
+        for block in here.blocks if outer.shape[1] else ():
             found = _inner_linear(x, inner, block) if linear else _inner_embedding(x, inner, block)
             ranks = outer.shape[1]
             if bias:
@@ -141,8 +142,8 @@ def _matrix(weight: dict[int, Part], bias: dict[int, Tensor], module: nn.Module,
             found *= block.weights.repeat_interleave(ranks, -1)[:, :, None]
             _add_outer(out, found, outer, block)
         for t, matrix in zip(whole, matrices, strict=True):
-            if t in routes.single:
-                block = routes.single[t]
+            if t in here.single:
+                block = here.single[t]
                 found = F.linear(x[block.samples], matrix) if linear else F.embedding(x[block.samples], matrix)
                 _add(out, found * block.weights[0, :, :, None], block)
         return output
@@ -215,11 +216,12 @@ def _norm(weight: dict[int, Part], bias: dict[int, Part], module: nn.Module, rou
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
 
     def add(x: Tensor, output: Tensor) -> Tensor:
-        by_sample = (len(routes.weights), -1, scale.shape[1])
+        weights = routes.on(output.device).weights
+        by_sample = (len(weights), -1, scale.shape[1])
         normal = normalize(x.float(), module.weight.shape, eps=eps).reshape(by_sample)
-        total = output.float().view(by_sample).addcmul_(normal, (routes.weights @ scale)[:, None])
+        total = output.float().view(by_sample).addcmul_(normal, (weights @ scale)[:, None])
         if bias:
-            total += (routes.weights @ shift)[:, None]
+            total += (weights @ shift)[:, None]
         return total.view(output.shape).to(output.dtype)
 
     return add
@@ -249,7 +251,7 @@ def _position_bias(name: str, encoder: nn.Module, parts: dict[int, Part], routes
         with embedding.register_forward_pre_hook(lambda _, seen: pairs.append(seen[0])):
             bias = shared(x, *inputs, **named)  # samples * repeats, heads, queries, keys
         with torch.autocast(x.device.type, enabled=False):
-            table = (routes.weights @ tables).view(-1, *embedding.weight.shape)
+            table = (routes.on(x.device).weights @ tables).view(-1, *embedding.weight.shape)
         own = table[:, pairs[0]].permute(0, 3, 1, 2).to(bias.dtype)
         return bias + own.repeat_interleave(len(x) // len(own), 0)
 

@@ -1,5 +1,6 @@
 """Which samples of a batch take which experts: the plan that all layers of one routed forward follow."""
 
+import copy
 from itertools import groupby
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ class Block(NamedTuple):
     experts: range  # of all groups, in their order
     samples: Tensor | slice  # (groups * size,); a slice where they follow one another in the batch
     weights: Tensor  # (groups, size, experts of one group)
+
+    def to(self, device: torch.device) -> "Block":
+        samples = self.samples if isinstance(self.samples, slice) else self.samples.to(device)
+        return Block(self.experts, samples, self.weights.to(device))
 
 
 class Routes:
@@ -38,11 +43,23 @@ class Routes:
             raise ValueError(f"weights must be (samples, {self.experts} experts), got {tuple(weights.shape)}")
         columns = zip(*weights.tolist(), strict=True)  # on the host, once a batch: layers never wait for it
         taken = [[i for i, weight in enumerate(column) if not abs(weight) <= self.tolerance] for column in columns]
-        self._weights = weights.to(self.device, torch.float32)
+        self._weights, self._elsewhere = weights.to(self.device, torch.float32), {}
         self.single = {t: _block(range(t, t + 1), taken, self._weights) for t in range(self.experts) if taken[t]}
         self.blocks = [_block(experts, taken, self._weights) for experts in _alike(taken)]
         if sum(block.weights.numel() for block in self.blocks) > DENSE * weights.numel():
             self.blocks = [Block(range(self.experts), slice(0, len(weights)), self._weights[None])]
+
+    def on(self, device: torch.device) -> "Routes":
+        """The same routes for layers that lie on another device, as those of a model spread over several do."""
+        if device == self.device:
+            return self
+        if device not in self._elsewhere:
+            moved = copy.copy(self)
+            moved._weights = self._weights.to(device)
+            moved.blocks = [block.to(device) for block in self.blocks]
+            moved.single = {t: block.to(device) for t, block in self.single.items()}
+            self._elsewhere[device] = moved
+        return self._elsewhere[device]
 
 
 def _alike(taken: list[list[int]]) -> list[range]:

@@ -1,15 +1,17 @@
 """The learned router of a configuration: trained once, asked once per split, for all runs that it is the same for."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from twinbench import inference
-from twinbench.merged import stored_bytes
+from twinbench.merged import Merged, stored_bytes
 from twinbench.method import Method, merge
+from twinbench.routed import attach
 from twinbench.router import Mlp, Router, fit, grouped
 from twinbench.suite import Suite, backbone, load
 
@@ -138,9 +140,19 @@ def _extracted(
     Before routing the task is not known, so where biases are the known task's own these are the base's.
     """
     module = backbone(suite, device)
-    merged = merge(suite, source, gold_biases)[0].shared if source else {}
-    load(module, dict(suite.base.items()) | merged)
+    made = merge(suite, source, gold_biases)[0] if source else Merged({})
+    merged = made.exclusive if suite.factored else made.shared
+    read = partial(
+        inference.features, module, suite, task, split, layer=layer, pool=pool, rows=rows, batch_size=batch_size
+    )
     inference.encoded(suite, task, split)
     start = time.perf_counter()
-    found = inference.features(module, suite, task, split, layer=layer, pool=pool, rows=rows, batch_size=batch_size)
+    if suite.factored:  # the module holds the base and stays as it is
+        with attach(module, merged) if source else nullcontext() as routes:
+            if source:
+                routes.weights = torch.ones(1, len(merged))
+            found = read()
+    else:
+        load(module, dict(suite.base.items()) | merged)
+        found = read()
     return found, time.perf_counter() - start

@@ -33,14 +33,14 @@ class Served(HFLM):
         self,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        load: Callable[[Mapping[str, Tensor]], None],
+        load: Callable[[Mapping[str, Tensor]], None] | None,
         batch_size: int,
         max_length: int,
     ):
         """Serve a model.
 
         Args:
-            load: puts a merged state dict into the model.
+            load: puts a merged state dict into the model; None: the model stays as it is, and parts run beside it.
             batch_size: prompts in a forward pass.
             max_length: tokens of a prompt with its answer; of longer prompts the beginning is left out.
         """
@@ -88,8 +88,9 @@ class Served(HFLM):
             return ask(requests)
         routes = self._weights[[request.doc_id for request in requests]]
         distinct, group = routes.unique(dim=0, return_inverse=True)
-        if len(distinct) > max(self._weights.shape[1], len(routes) // SHARED):
-            self._load(self._merged.shared)
+        if self._load is None or len(distinct) > max(self._weights.shape[1], len(routes) // SHARED):
+            if self._load:
+                self._load(self._merged.shared)
             self._route_of = {request.args[0]: route for request, route in zip(requests, routes, strict=True)}
             with attach(self.model, self._merged.exclusive, self._tolerance) as self._routes:
                 try:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from twinbench.backbone import bare, check_vocabulary, open_expert
+from twinbench.lora import read_factors
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, listed, read_checkpoint
 from twinbench.task import Task
 
@@ -29,6 +30,8 @@ class Suite:
         tasks are unseen: they are only scored.
     heads: per task, the rest of its expert, which maps the backbone's output to the task's classes (or one value); a
         task without an expert has that of the task that it names. A causal language model has none.
+    factored: experts are LoRA adapters that stay factors (`twinbench.factored`).
+    dtype, device_map: of the module of a causal language model; "auto" spreads its layers over all GPUs.
     """
 
     name: str
@@ -39,6 +42,9 @@ class Suite:
     tasks: Mapping[str, Task]
     tokenizer: PreTrainedTokenizerBase
     causal: bool = False
+    factored: bool = False
+    dtype: str = "float32"
+    device_map: str | None = None
 
 
 def open_suite(
@@ -87,23 +93,32 @@ def open_causal_suite(
     experts: Mapping[str, Path],
     tasks: Mapping[str, Task],
     merged: Collection[str] | None = None,
+    *,
+    factored: bool = False,
+    dtype: str = "float32",
+    device_map: str | None = None,
 ) -> Suite:
     """Open a causal language model and its experts, whole checkpoints or LoRA adapters, and check that they fit.
 
     Args, Raises:
-        as `open_suite`; there are no heads.
+        as `open_suite` and `Suite`; there are no heads.
     """
     base, reference = read_checkpoint(base_folder), layout(base_folder)
     check_finite(base, "base")
     weights = {}
     for task, folder in experts.items():
         if merged is None or task in merged:
+            if factored:
+                weights[task] = read_factors(folder, base)
+                continue
             state, entries = open_expert(folder, base, reference)
             check_same_layout(reference, entries, f"expert {task}")
             check_finite(state, f"expert {task}")
             check_vocabulary(base_folder, folder, f"expert {task}")
             weights[task] = state
-    return Suite(name, base_folder, base, weights, {}, tasks, open_tokenizer(base_folder), causal=True)
+    return Suite(
+        name, base_folder, base, weights, {}, tasks, open_tokenizer(base_folder), True, factored, dtype, device_map
+    )
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -117,7 +132,10 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def backbone(suite: Suite, device: str) -> nn.Module:
     """The one module that every merged state dict of a suite is loaded into: a bare model, or a whole causal one."""
     if suite.causal:
-        return AutoModelForCausalLM.from_pretrained(suite.base_folder, dtype=torch.float32).eval().to(device)
+        placed = {"device_map": suite.device_map} if suite.device_map else {}
+        given = {"dtype": getattr(torch, suite.dtype)} | placed
+        model = AutoModelForCausalLM.from_pretrained(suite.base_folder, **given).eval()
+        return model if placed else model.to(device)
     return AutoModelForSequenceClassification.from_config(_config(suite.base_folder, 1)).base_model.eval().to(device)
 
 
