@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> dict[str, str]:
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
     job = plan.job(config, names)
     if config["export"]:
-        plan.check_export(job, Path(config["export"]))
+        plan.check_export(job, Path(config["export"]), config["suite"])
     results_dir = Path(config["results_dir"])
     done = any(row["run_id"] == job.run_id and row["status"] == "ok" for row in records.read(results_dir))
     if config["plan"]:

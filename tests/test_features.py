@@ -43,10 +43,10 @@ def reference(suite, task, layer, pool, row):
         ids = batch.sequence_ids(0)
         halves = [hidden[[at for at, column in enumerate(ids) if column == which]] for which in (0, 1)]
         return torch.cat([half.mean(0) if len(half) else torch.zeros(hidden.shape[1]) for half in halves])
-    return hidden.mean(0) if pool == "mean" else hidden[0]
+    return {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1]}[pool]
 
 
-@pytest.mark.parametrize("pool", ["mean", "first", "segments"])
+@pytest.mark.parametrize("pool", ["mean", "first", "last", "segments"])
 @pytest.mark.parametrize("layer", [None, 0, 1, 2])
 def test_features_are_the_layers_hidden_states_pooled(suite, layer, pool):
     module = backbone(suite, "cpu")

@@ -35,6 +35,7 @@ SHARED, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safeten
 POOLED = {
     "mean": "mean over a text's tokens, special ones included",
     "first": "first token",
+    "last": "last token",
     "segments": "means over the tokens of a row's first and of its second text, one after the other",
 }
 

@@ -71,8 +71,8 @@ def features(
 
     Args:
         layer: after how many layers, 0 being the embeddings, which is all that is run; None is the last.
-        pool: "mean" over a row's tokens, special ones included; "first" token; or "segments": the means over the tokens
-            of its first and of its second text column beside each other, zeros where there is no second.
+        pool: "mean" over a row's tokens, special ones included; "first" or "last" token; or "segments": the means over
+            the tokens of its first and of its second text column beside each other, zeros where there is no second.
         rows: None is all of them.
 
     Returns:
@@ -88,6 +88,8 @@ def features(
         hidden, mask = module.base_model(**batch).last_hidden_state.float(), batch["attention_mask"]
         if pool == "first":
             return hidden[torch.arange(len(hidden)), mask.argmax(1)]
+        if pool == "last":
+            return hidden[torch.arange(len(hidden)), (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)]
         if pool == "mean":
             return _mean(hidden, mask)
         column = torch.full_like(mask, -1)

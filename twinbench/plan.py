@@ -225,7 +225,7 @@ def recipe(suite: Mapping, task: Mapping) -> dict:
     return suite["finetune"] | (task.get("finetune") or {})
 
 
-def check_export(job: Job, folder: Path) -> None:
+def check_export(job: Job, folder: Path, suite: Mapping) -> None:
     """Find what keeps a configuration from being exported to ``folder``.
 
     Raises:
@@ -233,6 +233,8 @@ def check_export(job: Job, folder: Path) -> None:
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"export={folder} must be a new or empty folder, and something is there")
+    if generative(suite):
+        raise ValueError("export writes classifiers; merge a language model with python -m twinbench.merge instead")
     if job.protocol == "paper":
         raise ValueError("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
     if job.method == "individual":

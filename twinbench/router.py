@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-POOLS = ("mean", "first", "segments")
+POOLS = ("mean", "first", "last", "segments")
 
 
 @dataclass(frozen=True)
