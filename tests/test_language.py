@@ -1,6 +1,8 @@
 """The generative half on a tiny Llama with LoRA experts and small documents: lm-eval scores, prompts are routed."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -8,17 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import command
+from conftest import OS_ENVIRON, command
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from baselines import individual, pretrained, task_arithmetic, ties
 from twinbench import instruct, language, routing, twin_merging
 from twinbench.compress import basis
-from twinbench.merged import with_route
+from twinbench.merged import Merged, with_route
 from twinbench.method import Method, merge
 from twinbench.router import Mlp
 from twinbench.routing import Setting
@@ -261,6 +264,44 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_the_record_says_so(fa
     for task in tasks:
         said = language.measure(tight, method("base", pretrained.merge), None, SETTING, task, "test")[3]["warnings"]
         assert any("their beginning is left out" in warning for warning in said)
+
+
+def test_where_memory_is_too_small_batches_shrink_and_the_record_says_so(suite):
+    served, sizes = language._served(suite, "cpu", 8), []
+
+    def run(part: list[int]) -> list[int]:
+        sizes.append(len(part))
+        if len(part) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [-item for item in part]
+
+    with served.serving(Merged({}), None, 0.0), tqdm(disable=True) as bar:
+        assert served._in_batches(list(range(9)), run, bar) == [-item for item in range(9)]
+        assert sizes == [8, 4, 2, 2, 2, 2, 1] and served.warnings == [
+            "GPU out of memory: batches of 4",
+            "GPU out of memory: batches of 2",
+        ]
+        with pytest.raises(torch.OutOfMemoryError):
+            served._in_batches([[1]], lambda part: run([0] * 4), bar)
+
+
+def test_the_command_line_of_lm_eval_gives_the_score_of_the_individual_model(family, tmp_path):
+    """`lm_eval --model hf` on base and adapter, typed as in the README, over the whole test."""
+    whole = load_task(family, "bbq", rows=dict.fromkeys(ROWS))
+    alone = open_causal_suite("alone", family / "base", {"bbq": family / "experts" / "bbq"}, {"bbq": whole})
+    used = method("individual", individual.merge, "task")
+    values, *_ = language.measure(alone, used, "task", SETTING, "bbq", "test")
+    command = [
+        *(sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--tasks", "twinbench_bbq"),
+        *("--model_args", f"pretrained={family / 'base'},peft={family / 'experts' / 'bbq'},dtype=float32"),
+        *("--include_path", str(language.TASKS), "--metadata", json.dumps({"folder": str(family / "data" / "bbq")})),
+        *("--apply_chat_template", "--fewshot_as_multiturn", "--output_path", str(tmp_path)),
+    ]
+    subprocess.run(command, check=True, env=OS_ENVIRON, cwd=tmp_path, capture_output=True)
+    (file,) = tmp_path.rglob("results_*.json")
+    found = json.loads(file.read_text())["results"]["twinbench_bbq"]
+    for metric in TASKS["bbq"]:
+        assert values[metric] == pytest.approx(found[f"{metric},none"], abs=1e-6)
 
 
 def test_the_router_reads_the_prompt_and_tells_the_tasks_apart(suite):

@@ -396,6 +396,25 @@ def test_predictions_of_other_rows_are_refused(results):
         computed(results)
 
 
+def test_scores_without_labels_are_resampled_as_means():
+    """What lm-eval gives is a score per document: the metric is their mean, whatever its name."""
+    draw = np.random.default_rng(0)
+    frames = {
+        run: pd.DataFrame({"task": "bbq", "row": range(40), "label": np.nan, "prediction": draw.random(40)})
+        for run in ("a", "b")
+    }
+    found = intervals.resample(frames, [("bbq", "rouge2")])
+    for run, frame in frames.items():
+        samples = found[run, ("bbq", "rouge2")]
+        assert samples.shape == (intervals.SAMPLES,)
+        assert samples.mean() == pytest.approx(frame["prediction"].mean(), abs=0.01)
+        assert samples.std() == pytest.approx(frame["prediction"].std(ddof=0) / np.sqrt(40), rel=0.1)
+    same = intervals.resample({"a": frames["a"], "c": frames["a"].assign()}, [("bbq", "rouge2")])
+    assert np.array_equal(same["a", ("bbq", "rouge2")], same["c", ("bbq", "rouge2")]), "the same draws"
+    labelled = {run: frame.assign(label=1.0) for run, frame in frames.items()}
+    assert intervals.resample(labelled, [("bbq", "rouge2")]) == {}
+
+
 @pytest.mark.parametrize("metric", intervals.STATISTICS)
 def test_resampled_metrics_are_those_of_the_repeated_examples(metric):
     generator = np.random.default_rng(1)

@@ -46,15 +46,15 @@ def resample(frames: "Mapping[str, pd.DataFrame]", columns: Iterable[Column]) ->
 
     Args:
         frames: per run_id its predictions (``records.predictions``).
-        columns: (task, primary metric); a metric that is not a function of label and prediction is left out.
+        columns: (task, primary metric); a metric that is not a function of label and prediction is left out. Without
+            labels the predictions are the examples' own scores, and the metric is their mean.
     """
     scores = {}
     for task, metric in columns:
-        if metric not in STATISTICS:
-            continue
         runs, labels, predictions = _aligned(frames, task)
-        if runs:
-            chunks = [STATISTICS[metric](counts, labels, predictions) for counts in _counts(task, len(labels))]
+        statistic = STATISTICS.get(metric, _mean if runs and np.isnan(labels).all() else None)
+        if runs and statistic:
+            chunks = [statistic(counts, labels, predictions) for counts in _counts(task, len(labels))]
             scores |= {(run, (task, metric)): row for run, row in zip(runs, np.hstack(chunks), strict=True)}
     return scores
 
@@ -106,7 +106,7 @@ def _aligned(frames: "Mapping[str, pd.DataFrame]", task: str) -> tuple[list[str]
         row, label = (frame[name].to_numpy()[mine][order] for name in ("row", "label"))
         if rows is None:
             rows, labels = row, label
-        elif not (np.array_equal(rows, row) and np.array_equal(labels, label)):
+        elif not (np.array_equal(rows, row) and np.array_equal(labels, label, equal_nan=True)):
             raise ValueError(f"predictions of runs {runs[0]} and {run}, task {task}: other rows or labels, cannot pair")
         runs.append(run)
         predictions.append(frame["prediction"].to_numpy()[mine][order])
@@ -124,6 +124,10 @@ def _counts(task: str, n: int) -> Iterator[np.ndarray]:
         size = min(step, SAMPLES - start)
         drawn = generator.integers(0, n, size=(n, size), dtype=np.int32) * size + np.arange(size, dtype=np.int32)
         yield np.bincount(drawn.ravel(), minlength=n * size).reshape(n, size).astype(float)
+
+
+def _mean(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    return predictions @ counts / len(labels)
 
 
 def _accuracy(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
