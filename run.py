@@ -45,7 +45,10 @@ def run(cfg: DictConfig) -> dict[str, str]:
     choices = HydraConfig.get().runtime.choices
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
     if config["plan"] and plan.generative(config["suite"]):
-        say_needs(json.dumps(config["suite"]))
+        from twinbench import needs
+
+        for line in needs.lines(config["suite"]):
+            say_once(config["suite"]["name"], line)
     job = plan.job(config, names)
     if config["export"]:
         plan.check_export(job, Path(config["export"]), config["suite"])
@@ -67,11 +70,9 @@ def run(cfg: DictConfig) -> dict[str, str]:
 
 
 @functools.cache
-def say_needs(suite_json: str) -> None:
-    """Print what a suite needs; once for all the runs that are planned on it."""
-    from twinbench import needs
-
-    print("\n".join(needs.lines(json.loads(suite_json))), flush=True)
+def say_once(suite: str, line: str) -> None:
+    """Print what is needed by a suite, once for all the runs that are planned on it."""
+    print(line, flush=True)
 
 
 def title(job: plan.Job) -> str:

@@ -42,6 +42,7 @@ def _memory(suite: Mapping) -> str:
     fits = "fits" if sizes.get(dtype, sizes["float32"]) < ram else "does not fit"
     merges = "as factors" if suite.get("factored") else "dense, each as large or larger, in RAM"
     return (
-        f"{int(count):,} weights: {sizes['float32']:.1f} GB in float32, {sizes['bfloat16']:.1f} GB in bfloat16; one model "
-        f"in this suite's {dtype} {fits} into this machine's {ram:.1f} GB of RAM; merges are beside it {merges}"
+        f"{int(count):,} weights: {sizes['float32']:.1f} GB in float32, {sizes['bfloat16']:.1f} GB in bfloat16; "
+        f"one model in this suite's {dtype} {fits} into this machine's {ram:.1f} GB of RAM; "
+        f"merges are beside it {merges}"
     )
