@@ -44,6 +44,11 @@ def run(cfg: DictConfig) -> dict[str, str]:
     config["suite"] = plan.narrowed(config["suite"])
     choices = HydraConfig.get().runtime.choices
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
+    if config["plan"] and plan.generative(config["suite"]):
+        from twinbench import needs
+
+        for line in needs.lines(config["suite"]):
+            say_once(config["suite"]["name"], line)
     job = plan.job(config, names)
     if config["export"]:
         plan.check_export(job, Path(config["export"]), config["suite"])
@@ -62,6 +67,12 @@ def run(cfg: DictConfig) -> dict[str, str]:
     if config["export"] and status != "failed":
         publish(cfg, config, job, names)
     return {"run_id": job.run_id, "status": status}
+
+
+@functools.cache
+def say_once(suite: str, line: str) -> None:
+    """Print what is needed by a suite, once for all the runs that are planned on it."""
+    print(line, flush=True)
 
 
 def title(job: plan.Job) -> str:
@@ -176,7 +187,7 @@ def load_tasks(suite_json: str):
 
     config, tasks = json.loads(suite_json), {}
     generative = plan.generative(config)
-    tokenizer = suite.open_tokenizer(assets.fetch(config["base"])) if generative else None
+    tokenizer = suite.open_tokenizer(assets.fetch(config.get("tokenizer") or config["base"])) if generative else None
     for name, spec in config["tasks"].items():
         sources = {key: assets.fetch(source) for key, source in spec["sources"].items()}
         rest = {key: value for key, value in spec.items() if key not in ("sources", "data", "finetune")}
@@ -196,6 +207,7 @@ def open_suite(suite_json: str, device: str):
     config = json.loads(suite_json)
     base, tasks = assets.fetch(config["base"]), load_tasks(suite_json)
     own = {name: config["tasks"][name] for name in plan.own_experts(config)}
+    words = {"tokenizer_folder": assets.fetch(config["tokenizer"])} if config.get("tokenizer") else {}
     if config["checkpoints"] is not None:
         folders = {name: assets.fetch(config["checkpoints"][name]) for name in own}
     else:
@@ -203,13 +215,13 @@ def open_suite(suite_json: str, device: str):
         trainer, listed = (instruct, "targets") if plan.generative(config) else (experts, "freeze")
         recipes = {name: trainer.Recipe(**given | {listed: tuple(given[listed])}) for name, given in how.items()}
         folders = {
-            name: trainer.finetune(base, tasks[name], recipe, plan.expert_folder(config, name), device)
+            name: trainer.finetune(base, tasks[name], recipe, plan.expert_folder(config, name), device, **words)
             for name, recipe in recipes.items()
         }
     opened, given = suite.open_suite, {}
     if plan.generative(config):
         opened, given = suite.open_causal_suite, {key: config[key] for key in ("factored", "dtype", "device_map")}
-    return opened(config["name"], base, folders, tasks, plan.merged(config), **given)
+    return opened(config["name"], base, folders, tasks, plan.merged(config), **given, **words)
 
 
 def pick_device(asked: str | None) -> str:

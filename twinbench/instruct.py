@@ -79,11 +79,16 @@ class Recipe:
                 raise ValueError(f"suite.finetune.{name} must be {wanted}, got {getattr(self, name)}")
 
 
-def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> Path:
+def finetune(
+    base: Path, task: Task, recipe: Recipe, folder: Path, device: str, tokenizer_folder: Path | None = None
+) -> Path:
     """Fine-tune an adapter of the base on a task unless ``folder`` has it already.
 
     The folder appears when training has ended and everything is in it: a PEFT adapter, and ``training.json`` (recipe,
     learning curve, seconds).
+
+    Args:
+        tokenizer_folder: for a base that comes without a tokenizer.
 
     Returns:
         folder
@@ -91,15 +96,15 @@ def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) 
     if not folder.exists():
         try:
             with new_folder(folder) as part:
-                _train(base, task, recipe, part, device)
+                _train(base, tokenizer_folder or base, task, recipe, part, device)
         except OSError:
             if not folder.exists():  # otherwise another process was faster, with the same seed
                 raise
     return folder
 
 
-def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(base)
+def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(words)
     examples = {split: encoded(task, split, tokenizer, recipe.tokens) for split in ("train", "validation")}
     tokens = sum(len(ids) for ids, _ in examples["train"])
     print(

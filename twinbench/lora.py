@@ -26,6 +26,10 @@ UNSUPPORTED = (
     *("alora_invocation_tokens", "arrow_config", "use_bdlora", "velora_config"),
 )  # settings that change what B and A mean
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initializations after which the base is another one
+ONCE = (
+    "convert them once, in a folder of your own that you give as path: safetensors.torch.save_file(torch.load("
+    "'adapter_model.bin', map_location='cpu', weights_only=True), 'adapter_model.safetensors')"
+)
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,16 @@ def read_factors(folder: Path, base: Mapping[str, Tensor] | None = None) -> Mapp
 
 def _open(folder: Path) -> tuple[safe_open, dict, dict[str, Delta], dict[str, str]]:
     """An adapter's file, its configuration, and what `_contents` finds in it."""
-    config, path = _config(folder), folder / "adapter_model.safetensors"
+    config, path = read_config(folder), folder / "adapter_model.safetensors"
     if not path.exists():
         if (folder / "adapter_model.bin").exists():
-            raise ValueError(f"{folder}: only pickled weights (adapter_model.bin), which can run code when read")
-        raise FileNotFoundError(f"{folder}: no adapter_model.safetensors")
+            raise ValueError(
+                f"{folder}: only pickled weights (adapter_model.bin), which can run code when read; {ONCE}"
+            )
+        raise FileNotFoundError(
+            f"{folder}: no adapter_model.safetensors; of a hub repository with adapter_model.bin alone nothing more is "
+            f"fetched, as pickles can run code when read: {ONCE}"
+        )
     file = open_safetensors(path)
     deltas, full = _contents(file.keys(), config, folder)
     _check_ranks(file, deltas, config, folder)
@@ -118,7 +127,13 @@ def _factors(file: safe_open, delta: Delta) -> tuple[Tensor, Tensor]:
     return (a.T, b.T) if delta.transposed else (b, a)
 
 
-def _config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict:
+    """An adapter's configuration.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not that of a plain LoRA adapter.
+    """
     path = folder / "adapter_config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder}: no adapter_config.json")
@@ -159,16 +174,16 @@ def _contents(keys: list[str], config: Mapping, folder: Path) -> tuple[dict[str,
 
 
 def _rank(module: str, config: Mapping) -> int:
-    return int(_by_pattern(module, config.get("rank_pattern"), config["r"]))
+    return int(by_pattern(module, config.get("rank_pattern"), config["r"]))
 
 
 def _scale(module: str, config: Mapping) -> float:
     rank = _rank(module, config)
-    alpha = float(_by_pattern(module, config.get("alpha_pattern"), config["lora_alpha"]))
+    alpha = float(by_pattern(module, config.get("alpha_pattern"), config["lora_alpha"]))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_pattern(module: str, patterns: Mapping | None, default: float) -> float:
+def by_pattern(module: str, patterns: Mapping | None, default: float) -> float:
     """The value of the first pattern that matches the end of a module's name, from a dot on."""
     found = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
     return next(found, default)

@@ -50,10 +50,16 @@ def merge(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, floa
 
 def _factored(suite: Suite, method: Method) -> Merged:
     """The merge of LoRA experts as factors beside the base, which stays as it is."""
-    settings = getattr(method.merge, "keywords", {})
+    settings = _bound(method.merge)
     if settings.get("compression", "svd") != "svd":
         raise ValueError(f"suite.factored=true keeps factors: compression must be svd, got {settings['compression']!r}")
     if method.route == "task":
         return factored.merge(suite.base, suite.experts, None, 1.0)
     static = (method.shared or method).merge
     return factored.merge(suite.base, suite.experts, static, settings["rank_ratio"] if method.shared else None)
+
+
+def _bound(function: Callable) -> dict:
+    """The keywords of a partial function and of those inside it, which are not one where Hydra made them."""
+    inner = getattr(function, "func", None)
+    return (_bound(inner) if inner else {}) | getattr(function, "keywords", {})

@@ -167,7 +167,7 @@ def suite_identity(suite: Mapping) -> dict:
     """Everything about a suite that changes scores: contents of its sources, tasks, and how experts come about.
 
     Raises:
-        ValueError: experts come from nowhere, from two places, or not for every task.
+        ValueError: experts come from nowhere, from two places, or not for every task; a tokenizer for classifiers.
     """
     who, checkpoints = f"suite {suite['name']}", suite["checkpoints"]
     if (suite["finetune"] is None) == (checkpoints is None):
@@ -182,6 +182,10 @@ def suite_identity(suite: Mapping) -> dict:
         narrower["merged"] = merged(suite)
     if suite.get("dtype", "float32") != "float32":
         narrower["dtype"] = suite["dtype"]
+    if suite.get("tokenizer"):
+        if not generative(suite):
+            raise ValueError(f"{who}: tokenizer is for generative suites; classifiers have their base's")
+        narrower["tokenizer"] = assets.fingerprint(suite["tokenizer"])
     return {"base": assets.fingerprint(suite["base"]), "experts": experts, "tasks": tasks} | narrower
 
 
@@ -193,18 +197,19 @@ def task_identity(task: Mapping) -> dict:
     return identity
 
 
-def expert_id(base: Mapping, task: Mapping, recipe: Mapping) -> str:
-    """What the cached expert of a task depends on: base, training and validation rows, and recipe."""
+def expert_id(suite: Mapping, name: str) -> str:
+    """What the cached expert of a task depends on: base and tokenizer, training and validation rows, and recipe."""
+    base, task = suite["base"], suite["tasks"][name]
     trained_on = task_identity(task) | {"metrics": None, "rows": dict(task["rows"]) | {"test": None}}
     if "lm_eval" in task:
         trained_on["lm_eval"] = _lm_eval(task["lm_eval"], "documents.py")  # an answer's score does not train
-    return _hash([assets.fingerprint(base), trained_on, recipe])
+    tokenizer = [assets.fingerprint(suite["tokenizer"])] if suite.get("tokenizer") else []
+    return _hash([assets.fingerprint(base), trained_on, recipe(suite, task), *tokenizer])
 
 
 def expert_folder(suite: Mapping, name: str) -> Path:
     """Where the cache keeps the expert that is fine-tuned for a task of the suite."""
-    task = suite["tasks"][name]
-    return assets.cache_dir() / "experts" / f"{name}-{expert_id(suite['base'], task, recipe(suite, task))}"
+    return assets.cache_dir() / "experts" / f"{name}-{expert_id(suite, name)}"
 
 
 def origins(suite: Mapping) -> dict[str, str]:
@@ -213,10 +218,8 @@ def origins(suite: Mapping) -> dict[str, str]:
         return {name: assets.fingerprint(source) for name, source in suite["checkpoints"].items()}
     found = {}
     for name in own_experts(suite):
-        task = suite["tasks"][name]
-        how = recipe(suite, task)
-        made = expert_id(suite["base"], task, how)
-        found[name] = f"the base, fine-tuned by twinbench as {json.dumps(how)}: {made}"
+        how = json.dumps(recipe(suite, suite["tasks"][name]))
+        found[name] = f"the base, fine-tuned by twinbench as {how}: {expert_id(suite, name)}"
     return found
 
 

@@ -97,12 +97,19 @@ def open_causal_suite(
     factored: bool = False,
     dtype: str = "float32",
     device_map: str | None = None,
+    tokenizer_folder: Path | None = None,
 ) -> Suite:
     """Open a causal language model and its experts, whole checkpoints or LoRA adapters, and check that they fit.
 
     Args, Raises:
-        as `open_suite` and `Suite`; there are no heads.
+        as `open_suite` and `Suite`; there are no heads. ``tokenizer_folder`` is for a base that comes without a
+        tokenizer.
     """
+    words = tokenizer_folder or base_folder
+    tokenizer = open_tokenizer(words)
+    last, known = max(tokenizer.get_vocab().values()), AutoConfig.from_pretrained(base_folder).vocab_size
+    if last >= known:
+        raise ValueError(f"the tokenizer ({words}) has tokens up to {last}, the base embeddings for {known}")
     base, reference = read_checkpoint(base_folder), layout(base_folder)
     check_finite(base, "base")
     weights = {}
@@ -114,16 +121,24 @@ def open_causal_suite(
             state, entries = open_expert(folder, base, reference)
             check_same_layout(reference, entries, f"expert {task}")
             check_finite(state, f"expert {task}")
-            check_vocabulary(base_folder, folder, f"expert {task}")
+            check_vocabulary(words, folder, f"expert {task}")
             weights[task] = state
-    return Suite(
-        name, base_folder, base, weights, {}, tasks, open_tokenizer(base_folder), True, factored, dtype, device_map
-    )
+    return Suite(name, base_folder, base, weights, {}, tasks, tokenizer, True, factored, dtype, device_map)
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A causal language model's tokenizer; of a prompt that is too long it leaves out the beginning."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")
+    """A causal language model's tokenizer; of a prompt that is too long it leaves out the beginning.
+
+    Raises:
+        ValueError: there is none, or none without remote code.
+    """
+    needed = f"{folder}: no tokenizer that can be read without remote code; set suite.tokenizer to the source of one"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"{needed} ({error})") from error
+    if not tokenizer("word", add_special_tokens=False)["input_ids"]:  # a class known by the model, and no vocabulary
+        raise ValueError(needed)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 

@@ -30,11 +30,7 @@ def unpacked(pins: Sequence[tuple[str, str]], include: Sequence[str], parts: str
             a prefix.
         OSError: pip failed, or the disk is full.
     """
-    # without parts the identity is as it was before there were any: what is cached stays found
-    chosen = [list(pins), sorted(include), *([parts] if parts else [])]
-    identity = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
-    first, sha256 = pins[0]
-    final = cache / f"{first.replace('==', '-')}-{sha256[:12]}-{identity[:12]}"
+    final, first = place(pins, include, parts, cache), pins[0][0]
     if final.is_dir():
         return final
     cache.mkdir(parents=True, exist_ok=True)
@@ -57,6 +53,15 @@ def unpacked(pins: Sequence[tuple[str, str]], include: Sequence[str], parts: str
             if not final.is_dir():  # else another process finished first, with the same content
                 raise
     return final
+
+
+def place(pins: Sequence[tuple[str, str]], include: Sequence[str], parts: str | None, cache: Path) -> Path:
+    """The folder that `unpacked` returns with the same arguments, there or not."""
+    # without parts the identity is as it was before there were any: what is cached stays found
+    chosen = [list(pins), sorted(include), *([parts] if parts else [])]
+    identity = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
+    first, sha256 = pins[0]
+    return cache / f"{first.replace('==', '-')}-{sha256[:12]}-{identity[:12]}"
 
 
 def _download(pin: str, sha256: str, folder: Path) -> Path:
