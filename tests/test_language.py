@@ -410,6 +410,26 @@ def test_any_lm_eval_task_file_can_be_named(family, tmp_path):
     assert not set(task.splits["train"]["prompt"]) & set(task.splits["validation"]["prompt"])
 
 
+def test_of_a_task_that_reads_answers_in_several_ways_the_first_counts(family, tmp_path):
+    rows = [{"text": f"{at} {sentence(np.random.default_rng(at), 2, 5)}", "label": "a"} for at in range(40)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "all.parquet")
+    reads = [{"name": name, "filter": [{"function": "take_first"}]} for name in ("strict", "flexible")]
+    config = {
+        "task": "twice",
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {split: str(tmp_path / "all.parquet") for split in ("train", "test")}},
+        **{"training_split": "train", "test_split": "test", "output_type": "generate_until"},
+        **{"doc_to_text": "{{ text }}", "doc_to_target": "{{ label }}", "filter_list": reads},
+        "generation_kwargs": {"until": ["</s>"], "max_gen_toks": 4, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "twice.yaml").write_text(json.dumps(config))
+    task = load_task(family, "bbq", lm_eval=str(tmp_path / "twice.yaml"), metrics=["exact_match"])
+    alone = open_causal_suite("alone", family / "base", {"bbq": family / "experts" / "bbq"}, {"bbq": task})
+    values, frame, *_ = language.measure(alone, method("base", pretrained.merge), None, SETTING, "bbq", "test")
+    assert set(values) == {"exact_match"} and len(frame) == ROWS["test"]
+
+
 # ---- training
 
 

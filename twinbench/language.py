@@ -86,8 +86,10 @@ def measure(
     spec = suite.tasks[task]
     results, seconds, said = _evaluated(suite, method, route, setting, task, split)
     (found,), (samples,) = results["results"].values(), results["samples"].values()
-    values = {metric: float(found[f"{metric},none"]) for metric in spec.metrics}
-    samples = sorted(samples, key=lambda sample: sample["doc_id"])
+    named = [key.partition(",")[::2] for key in found]  # METRIC,FILTER: some tasks read an answer in several ways
+    reading = next(filtered for metric, filtered in named if metric == spec.metrics[0])
+    values = {metric: float(found[f"{metric},{reading}"]) for metric in spec.metrics}
+    samples = sorted((s for s in samples if s["filter"] == reading), key=lambda sample: sample["doc_id"])
     frame = pd.DataFrame(
         {
             "row": range(len(samples)),
