@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -104,6 +103,8 @@ def finetune(
 
 
 def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> None:
+    from peft import LoraConfig, get_peft_model  # seconds that a suite of classifiers need not pay
+
     tokenizer = AutoTokenizer.from_pretrained(words)
     examples = {split: encoded(task, split, tokenizer, recipe.tokens) for split in ("train", "validation")}
     tokens = sum(len(ids) for ids, _ in examples["train"])

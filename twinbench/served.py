@@ -74,8 +74,7 @@ class Served(HFLM):
         with tqdm(total=len(order), desc="generating", unit="prompt", leave=False) as bar:
 
             def ask(asked: list[Instance]) -> list[str]:
-                answers = self._in_batches(asked, lambda part: super(Served, self).generate_until(part, True), bar)
-                return answers
+                return self._in_batches(asked, lambda part: super(Served, self).generate_until(part, True), bar)
 
             for at, answer in zip(order, self._by_route(ask, [requests[at] for at in order]), strict=True):
                 found[at] = answer
