@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from twinbench import assets, plan, provenance, records
+from twinbench import assets, plan, processes, provenance, records
 from twinbench.mistakes import MISTAKES, one_line
 
 ROOT = Path(__file__).parent
@@ -33,7 +34,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
     except MISTAKES as error:
         print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         done = {"status": "failed"}
-    if done["status"] == "failed" and HydraConfig.get().mode == RunMode.RUN:
+    if done["status"] == "failed" and HydraConfig.get().mode == RunMode.RUN and processes.rank() == 0:
         sys.exit(1)
     return {"suite": cfg.suite.name} | done
 
@@ -51,9 +52,12 @@ def run(cfg: DictConfig) -> dict[str, str]:
             say_once(config["suite"]["name"], line)
     job = plan.job(config, names)
     if config["export"]:
+        if processes.count() > 1:
+            raise ValueError(f"export={config['export']}: one process exports; start it without the launcher")
         plan.check_export(job, Path(config["export"]), config["suite"])
     results_dir = Path(config["results_dir"])
     done = any(row["run_id"] == job.run_id and row["status"] == "ok" for row in records.read(results_dir))
+    done = processes.of_first(done)
     if config["plan"]:
         print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}", flush=True)
         return {"run_id": job.run_id, "status": "done" if done else "planned"}
@@ -92,6 +96,8 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
         track(rows, config, results_dir)
         if not isinstance(error, MISTAKES):
             traceback.print_exc()
+            if processes.count() > 1:
+                sys.exit(1)  # the others may be waiting for this one, so the launcher has to end them
         print(f"error: {title(job)}: {one_line(error)}", file=sys.stderr, flush=True)
         return "failed"
     rows = [identity | {"status": "ok", "error": None} | row | {"data": origins[row["task"]]} for row in rows]
@@ -104,7 +110,7 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
 
 def track(rows: list[dict], config: Mapping, results_dir: Path) -> None:
     """Mirror the records of a run to Weights & Biases; the runs of a sweep form a group."""
-    if config["wandb"]["mode"] != "disabled":  # spares its imports
+    if config["wandb"]["mode"] != "disabled" and processes.rank() == 0:  # spares its imports
         from twinbench import tracking
 
         group = Path(HydraConfig.get().sweep.dir).name if HydraConfig.get().mode == RunMode.MULTIRUN else None
@@ -212,6 +218,12 @@ def open_suite(suite_json: str, device: str):
         folders = {name: assets.fetch(config["checkpoints"][name]) for name in own}
     else:
         how = {name: plan.recipe(config, spec) for name, spec in own.items()}
+        untrained = [name for name in how if not plan.expert_folder(config, name).exists()]
+        if untrained and processes.count() > 1:
+            raise ValueError(
+                f"suite {config['name']}: the experts {', '.join(untrained)} are not trained yet, which one process "
+                "does: start it once without the launcher"
+            )
         trainer, listed = (instruct, "targets") if plan.generative(config) else (experts, "freeze")
         recipes = {name: trainer.Recipe(**given | {listed: tuple(given[listed])}) for name, given in how.items()}
         folders = {
@@ -229,7 +241,9 @@ def pick_device(asked: str | None) -> str:
     import torch
 
     if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and processes.count() > 1:
+        asked = f"cuda:{processes.local_rank()}"
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"device={asked}: torch {torch.__version__} sees no CUDA device; use device=cpu or leave it out"
@@ -281,6 +295,9 @@ def preflight(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if processes.rank():  # the first process speaks for all; errors are everybody's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.environ["TQDM_DISABLE"] = "1"
     try:
         preflight(sys.argv[1:])
     except MISTAKES as mistake:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +111,10 @@ def edit_weights(folder: Path, edit) -> None:
     save_file(edit(load_file(path)), path, metadata={"format": "pt"})
 
 
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """`python run.py ...` in a process of its own, from the project's root."""
+def command(*arguments: str, launcher: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess:
+    """`python run.py ...` in a process of its own, or in a launcher's, from the project's root."""
     return subprocess.run(
-        [sys.executable, "run.py", *arguments],
+        [sys.executable, *launcher, "run.py", *arguments],
         cwd=ROOT,
         env=OS_ENVIRON | environment,
         capture_output=True,

@@ -484,36 +484,80 @@ def test_recipes_out_of_range_are_named(change, message):
 # ---- the whole
 
 
-def test_a_generative_suite_runs_whole(family, tmp_path):
-    """Experts are trained, methods scored and reported by the command that a user types."""
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")  # which torchrun is
+
+
+def run_whole(family: Path, folder: Path, results: str, *given: str, **settings) -> subprocess.CompletedProcess:
+    """The command that a user types; experts are in the folder's cache."""
     rows = "{train: 10, validation: 6, test: 5}"
-    given = [f"suite.tasks.{task}.rows={rows}" for task in TASKS]
-    done = command(
+    return command(
         "-m",
         "suite=generative_smollm",
         f"+suite.base.path={family / 'base'}",
-        *given,
+        *(f"suite.tasks.{task}.rows={rows}" for task in TASKS),
         "suite.finetune.rank=4",
-        "method=individual,twin_merging",
         "router.epochs=5",
         "batch_size=4",
         "wandb.mode=disabled",
-        f"results_dir={tmp_path / 'results'}",
+        f"results_dir={folder / results}",
+        *given,
         TWINBENCH_DATA=str(family / "data"),
-        TWINBENCH_CACHE=str(tmp_path / "cache"),
+        TWINBENCH_CACHE=str(folder / "cache"),
+        **settings,
     )
+
+
+def recorded(results: Path) -> list[dict]:
+    files = sorted((results / "records").iterdir())
+    return [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
+
+
+@pytest.fixture(scope="module")
+def whole(family, tmp_path_factory) -> Path:
+    """A folder with the results of two methods, and a cache with the experts."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_whole(family, folder, "results", "method=individual,twin_merging")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 ok" in done.stdout
-    (folder,) = (tmp_path / "results" / "reports").iterdir()
+    return folder
+
+
+def test_a_generative_suite_runs_whole(whole):
+    """Experts are trained, methods scored and reported by the command that a user types."""
+    (folder,) = (whole / "results" / "reports").iterdir()
     assert "token_accuracy" in (folder / "index.html").read_text()
     others = pd.read_csv(folder / "strict_secondary.csv")["metric"].tolist()
     assert {"bias_ambig", "mc2", "rougeL", "acc/law", "acc/physics"} <= set(others)
-    rows = [
-        json.loads(line)
-        for file in (tmp_path / "results" / "records").iterdir()
-        for line in file.open(encoding="utf-8")
-    ]
+    rows = recorded(whole / "results")
     assert {row["task"] for row in rows} == set(TASKS) and all(row["status"] == "ok" for row in rows)
     assert all(row["harness"].startswith("lm-eval") for row in rows)
     routed = [row for row in rows if row["method"] == "twin_merging" and row["metric"] == "router_accuracy"]
     assert len(routed) == 4
+    adapters = [file.stat().st_size for file in (whole / "cache" / "experts").glob("*/adapter_model.safetensors")]
+    assert len(adapters) == 4
+    assert {row["exclusive_bytes"] for row in rows if row["method"] == "individual"} == {sum(adapters)}
+
+
+def test_two_processes_share_the_prompts_and_give_the_records_of_one(family, whole):
+    done = run_whole(family, whole, "shared", "method=individual,twin_merging", launcher=LAUNCHER)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("2 ok") == 1, "the first process speaks alone"
+    alone, shared = recorded(whole / "results"), recorded(whole / "shared")
+    assert all(row["device"].startswith("2 processes") for row in shared)
+    named = [(row["run_id"], row["task"], row["metric"], row["n"]) for row in alone]
+    assert named == [(row["run_id"], row["task"], row["metric"], row["n"]) for row in shared]
+    np.testing.assert_allclose([row["value"] for row in shared], [row["value"] for row in alone], rtol=1e-6)
+    for run_id in {row["run_id"] for row in alone}:
+        one, two = (
+            pd.read_parquet(whole / results / "predictions" / f"{run_id}.parquet") for results in ("results", "shared")
+        )
+        columns = ["task", "row", "route", "prompt_hash", "prediction"]
+        pd.testing.assert_frame_equal(one[columns], two[columns], rtol=1e-5)
+    again = run_whole(family, whole, "shared", "method=individual", launcher=LAUNCHER)
+    assert again.returncode == 0 and "1 skipped" in again.stdout, again.stderr[-2000:]
+
+
+def test_several_processes_do_not_train_the_experts(family, whole):
+    done = run_whole(family, whole, "none", "method=individual", "suite.finetune.seed=1", launcher=LAUNCHER)
+    assert done.returncode != 0
+    assert "start it once without the launcher" in done.stderr

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from twinbench import classification, language, provenance, routing
+from twinbench import classification, language, processes, provenance, routing
 from twinbench.memory import peak_memory
 from twinbench.merged import Merged, exclusive_bytes, shared_bytes
 from twinbench.method import Method, merge
@@ -80,7 +80,7 @@ def run(
             rows += [common | {"metric": m, "primary": m == primary, "value": value} for m, value in values.items()]
     common = {
         "merge_seconds": merge_seconds,
-        **_storage(suite, merged),
+        **_storage(suite, method, merged),
         "router_bytes": router_bytes,
         "peak_memory_bytes": peak.bytes,
         "device": _device_name(device),
@@ -115,9 +115,11 @@ def _choices(suite: Suite, task: str, chosen: np.ndarray) -> dict[str, float]:
     return accuracy | {f"routed_to/{expert}": float(np.mean(chosen == expert)) for expert in suite.experts}
 
 
-def _storage(suite: Suite, merged: Merged) -> dict[str, int]:
+def _storage(suite: Suite, method: Method, merged: Merged) -> dict[str, int]:
     if not suite.factored:
-        return {"shared_bytes": shared_bytes(merged), "exclusive_bytes": exclusive_bytes(merged)}
+        whole = method.identity.startswith("individual ")  # that their differences are dense here is our own doing
+        taken = suite.adapter_bytes if whole else None
+        return {"shared_bytes": shared_bytes(merged), "exclusive_bytes": taken or exclusive_bytes(merged)}
     shares, own = ({t: p for t, p in merged.exclusive.items() if (t in suite.experts) == e} for e in (False, True))
     base = sum(file.stat().st_size for file in suite.base_folder.glob("*.safetensors"))  # too large to write to see
     return {
@@ -127,4 +129,5 @@ def _storage(suite: Suite, merged: Merged) -> dict[str, int]:
 
 
 def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else provenance.machine()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else provenance.machine()
+    return name if processes.count() == 1 else f"{processes.count()} processes, each on {name}"

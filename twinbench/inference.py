@@ -10,6 +10,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from twinbench import processes
 from twinbench.routed import Routes
 from twinbench.suite import Suite
 
@@ -135,17 +136,17 @@ def _batched(
     """The rows' results of ``run``, which gets a padded batch and its positions in ``rows``, ordered by ``key``."""
     encodings = encoded(suite, task, split)
     order = sorted(range(len(rows)), key=lambda at: len(encodings[rows[at]]["input_ids"]))  # like lengths: less padding
-    found = [None] * len(rows)
-    with tqdm(total=len(rows), desc=f"{task} {split}", unit="row", leave=False) as bar:
+    order, found = order[processes.rank() :: processes.count()], []
+    with tqdm(total=len(order), desc=f"{task} {split}", unit="row", leave=False) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             if key is not None:
                 chosen.sort(key=key)
             batch = suite.tokenizer.pad([encodings[rows[at]] for at in chosen], return_tensors="pt").to(device)
-            for at, row in zip(chosen, run(batch, chosen).float().cpu(), strict=True):
-                found[at] = row
+            found += zip(chosen, run(batch, chosen).float().cpu(), strict=True)
             bar.update(len(chosen))
-    return torch.stack(found)
+    found = dict(processes.gathered(found))
+    return torch.stack([found[at] for at in range(len(rows))])
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from twinbench import routing
+from twinbench import processes, routing
 from twinbench.factored import with_shared
 from twinbench.method import Method, merge
 from twinbench.routing import Setting
@@ -130,7 +130,8 @@ def _evaluated(
             apply_chat_template=suite.tokenizer.chat_template is not None,
             fewshot_as_multiturn=MULTITURN,
         )
-        return results, time.perf_counter() - start, list(model.warnings)
+        said = processes.gathered(model.warnings)
+        return results, time.perf_counter() - start, list(dict.fromkeys(said))
 
 
 @lru_cache(maxsize=1)

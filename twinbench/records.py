@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twinbench import processes
+
 if TYPE_CHECKING:  # pandas costs half a second that `plan=true` need not pay
     import pandas as pd
 
@@ -151,8 +153,9 @@ def _whole_file(path: Path):
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        if processes.rank() == 0:  # the others have the same to write
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from twinbench import processes
 from twinbench.merged import Merged, with_route
 from twinbench.routed import attach
 from twinbench.routes import Routes
@@ -65,10 +66,12 @@ class Served(HFLM):
             self._merged = self._weights = None
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        return self._by_route(super().loglikelihood, requests)
+        return self._in_shares(lambda mine: self._by_route(super(Served, self).loglikelihood, mine), requests)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        requests = list(requests)
+        return self._in_shares(self._generated, requests)
+
+    def _generated(self, requests: list[Instance]) -> list[str]:
         order = sorted(range(len(requests)), key=lambda at: -len(requests[at].args[0]))
         found: list = [None] * len(requests)
         with tqdm(total=len(order), desc="generating", unit="prompt", leave=False) as bar:
@@ -79,6 +82,13 @@ class Served(HFLM):
             for at, answer in zip(order, self._by_route(ask, [requests[at] for at in order]), strict=True):
                 found[at] = answer
         return found
+
+    def _in_shares(self, ask: Callable[[list[Instance]], list], requests: list[Instance]) -> list:
+        """Ask this process's share of the requests, whole questions, and hear of the other processes' answers."""
+        mine = [at for at, request in enumerate(requests) if request.doc_id % processes.count() == processes.rank()]
+        answers = ask([requests[at] for at in mine]) if mine else []
+        found = dict(processes.gathered(list(zip(mine, answers, strict=True))))
+        return [found[at] for at in range(len(requests))]
 
     def _by_route(self, ask: Callable[[list[Instance]], list], requests: list[Instance]) -> list:
         """Ask requests under the weights of their routes; a handful of routes are merged, others run side by side."""

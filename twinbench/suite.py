@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from twinbench.backbone import bare, check_vocabulary, open_expert
+from twinbench.backbone import bare, check_vocabulary, is_adapter, open_expert
 from twinbench.lora import read_factors
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, listed, read_checkpoint
 from twinbench.task import Task
@@ -32,6 +32,7 @@ class Suite:
         task without an expert has that of the task that it names. A causal language model has none.
     factored: experts are LoRA adapters that stay factors (`twinbench.factored`).
     dtype, device_map: of the module of a causal language model; "auto" spreads its layers over all GPUs.
+    adapter_bytes: what the experts take on disk where all of them are LoRA adapters.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Suite:
     factored: bool = False
     dtype: str = "float32"
     device_map: str | None = None
+    adapter_bytes: int | None = None
 
 
 def open_suite(
@@ -113,17 +115,19 @@ def open_causal_suite(
     base, reference = read_checkpoint(base_folder), layout(base_folder)
     check_finite(base, "base")
     weights = {}
+    experts = {task: folder for task, folder in experts.items() if merged is None or task in merged}
     for task, folder in experts.items():
-        if merged is None or task in merged:
-            if factored:
-                weights[task] = read_factors(folder, base)
-                continue
-            state, entries = open_expert(folder, base, reference)
-            check_same_layout(reference, entries, f"expert {task}")
-            check_finite(state, f"expert {task}")
-            check_vocabulary(words, folder, f"expert {task}")
-            weights[task] = state
-    return Suite(name, base_folder, base, weights, {}, tasks, tokenizer, True, factored, dtype, device_map)
+        if factored:
+            weights[task] = read_factors(folder, base)
+            continue
+        state, entries = open_expert(folder, base, reference)
+        check_same_layout(reference, entries, f"expert {task}")
+        check_finite(state, f"expert {task}")
+        check_vocabulary(words, folder, f"expert {task}")
+        weights[task] = state
+    stored = [folder / "adapter_model.safetensors" for folder in experts.values() if is_adapter(folder)]
+    taken = sum(file.stat().st_size for file in stored) if len(stored) == len(experts) else None
+    return Suite(name, base_folder, base, weights, {}, tasks, tokenizer, True, factored, dtype, device_map, taken)
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

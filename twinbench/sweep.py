@@ -5,6 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from twinbench import processes
+
 
 def finish(config: DictConfig, jobs: list[dict[str, str]]) -> int:
     """Report on a sweep whose jobs have ended.
@@ -18,7 +20,7 @@ def finish(config: DictConfig, jobs: list[dict[str, str]]) -> int:
     """
     statuses = [job["status"] for job in jobs]
     print(", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)), flush=True)
-    if config.plan:
+    if config.plan or processes.rank():  # a launcher ends the first process when another one fails
         return 0
     from twinbench import records, report, tracking  # seconds of imports that planning need not pay
 
