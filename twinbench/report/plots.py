@@ -41,6 +41,7 @@ STYLE = {
 }
 NARROWEST = 5.0  # inches: below it a title would not fit
 CHARACTER, LINE_HEIGHT = 0.072, 0.145  # inches: a wide letter and a line of text at the font size above
+WIDE = 3  # ratio of storage sizes from which on their axis is logarithmic
 CROWD = 12  # points whose labels still find room beside each other
 Styles = Mapping[str, tuple[str, str]]  # method -> (colour, marker)
 
@@ -187,16 +188,20 @@ def storage(points: pd.DataFrame, methods: Mapping[str, str], marks: Styles, tit
     figure, ax = _axes(0.75, 7.4, 5.0, 0.72, right=0.3, bottom=0.55, title=title, subtitle=subtitle)
     sizes, scores = points["total"].to_numpy() / 1e6, points["average"].to_numpy()
     pad = 0.07 * max(np.ptp(scores), 5)
-    ax.set_xscale("log")
-    span = max(sizes.max() / sizes.min(), 1.5)
-    ax.set(
-        xlim=(sizes.min() / span**0.06, sizes.max() * span**0.22), ylim=(scores.min() - pad, scores.max() + 1.6 * pad)
-    )
-    ax.set(xlabel="storage, all parts (MB, log scale)", ylabel="average normalized score (%)")
-    steps = np.outer(10.0 ** np.arange(-3, 8), [1, 1.5, 2, 3, 5, 7]).ravel()
-    ticks = [step for step in steps if ax.get_xlim()[0] < step < ax.get_xlim()[1]]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set_xticks([], minor=True)
+    span, scale = sizes.max() / sizes.min(), ""
+    if span > WIDE:
+        scale = ", log scale"
+        ax.set_xscale("log")
+        ax.set_xlim(sizes.min() / span**0.06, sizes.max() * span**0.22)
+        steps = np.outer(10.0 ** np.arange(-3, 8), [1, 1.5, 2, 3, 5, 7]).ravel()
+        ticks = [step for step in steps if ax.get_xlim()[0] < step < ax.get_xlim()[1]]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
+    else:
+        room = max(np.ptp(sizes), 0.1 * sizes.max())
+        ax.set_xlim(sizes.min() - 0.06 * room, sizes.max() + 0.3 * room)
+    ax.set_ylim(scores.min() - pad, scores.max() + 1.6 * pad)
+    ax.set(xlabel=f"storage, all parts (MB{scale})", ylabel="average normalized score (%)")
     ax.grid(color=LINE, lw=0.6)
     ax.set_axisbelow(True)
     for label, x, y in zip(points["method"], sizes, scores, strict=True):
@@ -223,7 +228,7 @@ def _label_points(ax, names: list[str], xs: np.ndarray, ys: np.ndarray) -> None:
         boxes = [
             (start, y + shift - height / 2, start + width, y + shift + height / 2)
             for shift in shifts
-            for start in ([x + 16, x - 16 - width] if abs(shift) < 2 * line else [x + 30])
+            for start in ([x + 16, x - 16 - width] if abs(shift) < 2 * line else [x + 30, x - 30 - width])
         ]
         inside = [box for box in boxes if _inside(box, (frame.x0, frame.y0, ax.figure.bbox.x1, frame.y1))]
         box = next((b for b in inside if not any(_overlap(b, other) for other in taken)), boxes[0])
