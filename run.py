@@ -21,7 +21,7 @@ from twinbench.mistakes import MISTAKES, one_line
 
 ROOT = Path(__file__).parent
 MEASURED = (
-    *("task", "metric", "primary", "value", "n", "merge_seconds", "route_seconds", "eval_seconds"),
+    *("task", "metric", "primary", "value", "n", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"),
     *("shared_bytes", "exclusive_bytes", "router_bytes", "peak_memory_bytes", "device", "data"),
 )
 

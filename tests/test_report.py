@@ -41,7 +41,8 @@ def add_run(results: Path, run_id: str, method: str, predictions: dict | None = 
     run = {"run_id": run_id, "time": "2026-01-01T00:00:00+00:00", "commit": "abc", "dirty": False, "status": "ok"}
     run |= {"error": None, "experiment": None, "suite": "toy", "suite_id": "new", "base": "mini", "method": method}
     run |= {"params": {}, "router": None, "protocol": "strict", "seed": None, "split": "test", "device": "cpu"}
-    run |= {"merge_seconds": 1.5, "route_seconds": 0.5, "eval_seconds": 2.0, "shared_bytes": 1_000_001}
+    run |= {"merge_seconds": 1.5, "router_seconds": 4.0, "route_seconds": 0.5, "eval_seconds": 2.0}
+    run |= {"shared_bytes": 1_000_001}
     run |= {"exclusive_bytes": 500_000, "router_bytes": 7, "peak_memory_bytes": 1, "versions": {"numpy": "2"}} | fields
     rows, frames = [], []
     for task, prediction in (predictions or {}).items():
@@ -219,7 +220,7 @@ def test_csv_has_full_precision(report):
 
 def test_storage_time_and_router_tables(results):
     assert list(table(results, "storage").loc["ties"]) == [1_000_001, 500_000, 7, 1_500_008]
-    assert list(table(results, "time").loc["ties"])[:3] == [1.5, 0.5 * len(TASKS), 2.0 * len(TASKS)]
+    assert list(table(results, "time").loc["ties"])[:4] == [1.5, 4.0, 0.5 * len(TASKS), 2.0 * len(TASKS)]
     router = table(results, "router")
     assert list(router.index) == ["twin_merging (router=mlp)"]
     assert router.loc["twin_merging (router=mlp)", "average"] == pytest.approx(90)
@@ -248,6 +249,13 @@ def test_seconds_per_1000_rows_count_each_split_of_a_task_once():
 def test_seconds_that_were_not_measured_are_missing_and_the_others_stay():
     found = time_rows([("a", "test", "accuracy", 200, None, 4.0)]).iloc[0]
     assert found["evaluation"] == 4 and found[["route", "s per 1000 rows"]].isna().all()
+
+
+def test_records_from_before_the_training_of_routers_was_timed_leave_it_empty_only_where_there_was_one():
+    for router_bytes, missing in ((7, True), (0, False)):
+        record = {"task": "a", "split": "test", "n": 1, "merge_seconds": 1.0, "router_bytes": router_bytes}
+        found = tables.time([blocks.Row("ties", "ties", True, [blocks.Run("a", 0, {}, {}, {}, [record])])]).iloc[0]
+        assert pd.isna(found["router training"]) == missing
 
 
 def test_records_without_a_count_of_rows_can_be_read(results):

@@ -26,6 +26,7 @@ RUN = {
     "primary": True,
     "n": 50,
     "merge_seconds": 1.25,
+    "router_seconds": 0.75,
     "route_seconds": 0.5,
     "eval_seconds": 2.0,
     "shared_bytes": 1000,

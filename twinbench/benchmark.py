@@ -59,7 +59,9 @@ def run(
     forward = setting if route in ("router", "top1") else replace(setting, router=None, seed=None)
     with peak_memory(device) as peak:
         merged, merge_seconds = merge(suite, method, setting.gold_biases)
-        router_bytes = routing.learned(suite, method.shared or method, setting)[1] if setting.router else 0
+        router_bytes, router_seconds = 0, 0.0
+        if setting.router:
+            _, router_bytes, router_seconds = routing.learned(suite, method.shared or method, setting)
         rows, frames = [], []
         for task, part in ((task, part) for task, spec in suite.tasks.items() for part in spec.scored(split)):
             chosen, asked = None, 0.0
@@ -80,6 +82,7 @@ def run(
             rows += [common | {"metric": m, "primary": m == primary, "value": value} for m, value in values.items()]
     common = {
         "merge_seconds": merge_seconds,
+        "router_seconds": router_seconds,
         **_storage(suite, method, merged),
         "router_bytes": router_bytes,
         "peak_memory_bytes": peak.bytes,

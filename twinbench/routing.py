@@ -35,8 +35,11 @@ class Setting:
     batch_size: int
 
 
-def learned(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int]:
-    """The router and its stored bytes; how its weights are used later does not change it."""
+def learned(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int, float]:
+    """The router, its stored bytes, and the seconds that it took to read its training rows and to train it.
+
+    How its weights are used later does not change it.
+    """
     source, setting = _read(shared, setting)
     return _trained(suite, source, replace(setting, router=replace(setting.router, groups=None, tolerance=0.0)))
 
@@ -47,24 +50,31 @@ def _read(shared: Method, setting: Setting) -> tuple[Method | None, Setting]:
 
 
 @lru_cache(maxsize=8)
-def _trained(suite: Suite, source: Method | None, setting: Setting) -> tuple[Router, int]:
-    device = backbone(suite, setting.device).device
+def _trained(suite: Suite, source: Method | None, setting: Setting) -> tuple[Router, int, float]:
+    device, seconds = backbone(suite, setting.device).device, 0.0
     train, held_out = ([], []), ([], [])
     for position, task in enumerate(suite.experts):
-        for (features, experts), rows in zip((train, held_out), _examples(suite, source, setting, task), strict=True):
+        *examples, took = _examples(suite, source, setting, task)
+        seconds += took
+        for (features, experts), rows in zip((train, held_out), examples, strict=True):
             features.append(rows.to(device))
             experts.append(torch.full((len(rows),), position, device=device))
+    start = time.perf_counter()
     router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed)
-    return router, stored_bytes(router.state_dict())
+    return router, stored_bytes(router.state_dict()), seconds + time.perf_counter() - start
 
 
-def _examples(suite: Suite, source: Method | None, setting: Setting, task: str) -> tuple[Tensor, Tensor]:
-    """Features of a task's rows that train the router, and of those that choose its epoch: at least one of each."""
-    held_out = _features(suite, source, setting, task, "validation")[0]
+def _examples(suite: Suite, source: Method | None, setting: Setting, task: str) -> tuple[Tensor, Tensor, float]:
+    """Features of a task's rows that train the router, and of those that choose its epoch: at least one of each.
+
+    And the seconds that they took.
+    """
+    held_out, seconds = _features(suite, source, setting, task, "validation")
     if setting.router.rows is not None:
-        return _features(suite, source, setting, task, "train", setting.router.rows)[0], held_out
+        train, more = _features(suite, source, setting, task, "train", setting.router.rows)
+        return train, held_out, seconds + more
     count = min(max(1, int(ROUTER_TRAIN * len(held_out))), len(held_out) - 1)
-    return held_out[:count], held_out[count:]
+    return held_out[:count], held_out[count:], seconds
 
 
 def applied(suite: Suite, method: Method, route: str | None, setting: Setting, task: str, split: str) -> Tensor | None:
@@ -92,7 +102,7 @@ def weights(suite: Suite, shared: Method, setting: Setting, task: str, split: st
 
 @lru_cache(maxsize=128)
 def _weighed(suite: Suite, source: Method | None, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
-    router, _ = learned(suite, source, setting)
+    router, *_ = learned(suite, source, setting)
     rows, before = _features(suite, source, setting, task, split)
     start = time.perf_counter()
     rows = rows.to(backbone(suite, setting.device).device)

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 MODES = ("offline", "online", "disabled")
 MEASUREMENTS = (
     "merge_seconds",
+    "router_seconds",
     "route_seconds",
     "shared_bytes",
     "exclusive_bytes",

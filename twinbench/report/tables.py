@@ -181,11 +181,11 @@ def storage(rows: list[Row]) -> pd.DataFrame:
 
 
 def time(rows: list[Row]) -> pd.DataFrame:
-    """Seconds to merge, to route all tasks and to score them, and those of both per 1,000 rows; mean over seeds.
+    """Seconds to merge, to train the router, to route all tasks and to score them, and the last two per 1,000 rows.
 
-    NaN where not measured.
+    Means over seeds, NaN where not measured.
     """
-    names = ["merge", "route", "evaluation", RATE]
+    names = ["merge", "router training", "route", "evaluation", RATE]
     lines = []
     for row in rows:
         seconds = np.array([_seconds(run) for run in row.runs], dtype=float).mean(axis=0).tolist()
@@ -194,12 +194,13 @@ def time(rows: list[Row]) -> pd.DataFrame:
 
 
 def _seconds(run: Run) -> list[float | None]:
-    """Merge, route, evaluation, and the last two per 1,000 rows; what a split's records share counts once."""
+    """Merge, router training, route, evaluation, the last two per 1,000 rows; what records share counts once."""
     parts = {(record["task"], record["split"]): record for record in run.records}.values()
-    merge = run.records[0]["merge_seconds"]
+    first = run.records[0]
+    merge, training = first["merge_seconds"], first.get("router_seconds", None if first.get("router_bytes") else 0.0)
     counts = [[part.get(name) for name in ("route_seconds", "eval_seconds", "n")] for part in parts]
     route, evaluation, n = np.array(counts, dtype=float).sum(axis=0)  # None becomes NaN, and so does its sum
-    return [merge, route, evaluation, 1000 * (route + evaluation) / n]
+    return [merge, training, route, evaluation, 1000 * (route + evaluation) / n]
 
 
 def secondary(rows: list[Row]) -> pd.DataFrame:

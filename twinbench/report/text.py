@@ -28,7 +28,8 @@ CAPTIONS = {
     "Intervals and p: paired bootstrap over test examples, 1,000 resamples.",
     "raw": "×100, in the metric named in the column.",
     "storage": "Bytes written / 10⁶.",
-    "time": "Merging: once. Routing and evaluation: the sum over all tasks and splits scored. Per 1000 rows: routing "
+    "time": "Merging and router training (reading its training rows included): once; empty where a record is older "
+    "than the measurement. Routing and evaluation: the sum over all tasks and splits scored. Per 1000 rows: routing "
     "and evaluation together, over the rows of those splits.",
     "router": "Share of a task's test rows whose largest router weight is on the task's own expert.",
     "experts": "×100. Row: the one expert used. Column: the task. The diagonal is each expert on its own task.",
