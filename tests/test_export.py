@@ -140,17 +140,18 @@ def test_the_known_tasks_expert_is_the_shared_model_and_a_lora_adapter(export, m
     assert {config["r"], *config["rank_pattern"].values()} == ranks == {1, 3}
 
 
-READS = {"mean": [], "segments": ["router.layer=1", "router.pool=segments"], "first": ["router.pool=first"]}
+READS = {"mean": None, "segments": 1, "first": None, "last": None}  # a layer
 
 
 @pytest.mark.parametrize("pool", READS)
 @pytest.mark.parametrize("changes", [[], ["router.top_k=2"]])
 def test_the_router_weighs_adapters_as_it_does_here(export, monkeypatch, changes, pool):
     pytest.importorskip("peft", reason="adapters are loaded back by PEFT")
-    folder, (suite, merged, router) = export(*TWIN, *changes, *READS[pool])
+    reads = [f"router.pool={pool}", f"router.layer={READS[pool] or 'null'}"]
+    folder, (suite, merged, router) = export(*TWIN, *changes, *reads)
     _, block = readme_blocks(folder)
     for task in CLASSES:
-        weights = router(features_of(suite, task, merged, 1 if pool == "segments" else None, pool))
+        weights = router(features_of(suite, task, merged, READS[pool], pool))
         assert 0 < weights.min(1).values.max() < 1 or changes, "a mixture, not one expert"
         scopes = run_block(block, suite, task, monkeypatch, folder)
         torch.testing.assert_close(torch.tensor([scope["weights"] for scope in scopes]), weights, atol=1e-5, rtol=0)

@@ -81,7 +81,7 @@ def test_a_router_is_trained_on_held_out_rows_or_on_so_many_training_rows(suite)
     static = Method("average", lambda base, experts: Merged(base), None, None)
     for rows, sizes in ((None, (4, 1)), (7, (7, 5)), (500, (20, 5))):
         setting = Setting(False, Mlp(**RECIPE, rows=rows), 0, "cpu", 8)
-        train, held_out = routing._examples(suite, static, setting, "size")
+        train, held_out, _ = routing._examples(suite, static, setting, "size")
         assert (len(train), len(held_out)) == sizes
         where = {"layer": None, "pool": "mean", "batch_size": 8}
         backbone(suite, "cpu").load_state_dict(dict(suite.base.items()))

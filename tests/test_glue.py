@@ -208,3 +208,15 @@ def test_a_sixth_of_stsb_are_pairs_of_mrpc(suite):
         pairs[name] = [frozenset(plain.sub("", text.lower()) for text in pair) for two in texts for pair in two]
     known = set(pairs["mrpc"])
     assert sum(pair in known for pair in pairs["stsb"]) == 250
+
+
+def test_most_of_the_rows_of_stsb_that_the_router_loses_are_forum_pairs():
+    """What README.md says of the weak task, from the predictions of the main table's first seed."""
+    results = Path(__file__).parent.parent / "results" / "reference"
+    rows = records.predictions(results, "3d64f5562275")
+    rows = rows[(rows["task"] == "stsb") & (rows["split"] == "test")]
+    source = pd.cut(rows["row"], [-1, 624, 999, 1499], labels=["captions", "forum", "news"])
+    found = (rows["route"] == "stsb").groupby(source, observed=True).mean()
+    assert (100 * found).round().tolist() == [97, 19, 83]
+    lost = rows[rows["route"] != "stsb"]
+    assert len(lost) == 404 and source[lost.index].value_counts()["forum"] == 303
