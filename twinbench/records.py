@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,16 +40,22 @@ def read(results_dir: Path) -> list[dict]:
     Raises:
         ValueError: a line is not a JSON object.
     """
+    paths = sorted((results_dir / "records").glob("*.jsonl"))
+    return [dict(row) for path in paths for row in _rows(path, path.stat().st_mtime_ns)]
+
+
+@cache  # every job of a sweep asks which runs are done
+def _rows(path: Path, changed: int) -> list[dict]:
+    """The rows of a file as it was when it was last changed."""
     rows = []
-    for path in sorted((results_dir / "records").glob("*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not a JSON record ({error})") from error
-            if not isinstance(row, dict) or "run_id" not in row:
-                raise ValueError(f"{path}, line {number}: not a record (an object with a run_id)")
-            rows.append(row)
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not a JSON record ({error})") from error
+        if not isinstance(row, dict) or "run_id" not in row:
+            raise ValueError(f"{path}, line {number}: not a record (an object with a run_id)")
+        rows.append(row)
     return rows
 
 
