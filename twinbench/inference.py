@@ -143,10 +143,11 @@ def _batched(
             if key is not None:
                 chosen.sort(key=key)
             batch = suite.tokenizer.pad([encodings[rows[at]] for at in chosen], return_tensors="pt").to(device)
-            found += zip(chosen, run(batch, chosen).float().cpu(), strict=True)
+            found.append((chosen, run(batch, chosen).float().cpu()))
             bar.update(len(chosen))
-    found = dict(processes.gathered(found))
-    return torch.stack([found[at] for at in range(len(rows))])
+    found = processes.gathered(found)
+    places = torch.tensor([at for chosen, _ in found for at in chosen])
+    return torch.cat([results for _, results in found])[places.argsort()]
 
 
 @contextmanager
