@@ -531,6 +531,7 @@ def test_a_generative_suite_runs_whole(whole):
     rows = recorded(whole / "results")
     assert {row["task"] for row in rows} == set(TASKS) and all(row["status"] == "ok" for row in rows)
     assert all(row["harness"].startswith("lm-eval") for row in rows)
+    assert {row["subset"] for row in rows if row["task"] == "mmlu"} == {"5 of 20 documents, drawn by seed 0"}
     routed = [row for row in rows if row["method"] == "twin_merging" and row["metric"] == "router_accuracy"]
     assert len(routed) == 4
     adapters = [file.stat().st_size for file in (whole / "cache" / "experts").glob("*/adapter_model.safetensors")]

@@ -60,13 +60,19 @@ def load_task(
     absent = [metric for metric in metrics if metric not in known]
     if absent or not metrics:
         raise ValueError(f"task {name}: lm-eval's {lm_eval} has the metrics {', '.join(known)}; got {list(metrics)}")
-    docs = _documents(opened, name, rows)
+    whole = _documents(opened, name, rows)
+    docs = {split: _drawn(found, rows[split], f"task {name}: {split}") for split, found in whole.items()}
     if limit is not None:
         docs["test"] = docs["test"].select(range(min(limit, len(docs["test"]))))
+    subsets = {
+        split: f"{len(found)} of {len(whole[split])} documents{f', drawn by seed {SPLIT_SEED}' if rows[split] else ''}"
+        for split, found in docs.items()
+        if len(found) < len(whole[split])
+    }
     harness = {split: _scoring(opened, found) for split, found in docs.items()}
     with _quiet():
         frames = {split: pd.DataFrame({"prompt": prompts(scored, tokenizer)}) for split, scored in harness.items()}
-    return Task(name, ("prompt",), None, tuple(metrics), max_length, frames, harness=harness)
+    return Task(name, ("prompt",), None, tuple(metrics), max_length, frames, harness=harness, subsets=subsets)
 
 
 def measure(
@@ -80,8 +86,8 @@ def measure(
     Returns:
         The task's metrics, the primary one first, and that one by subject where documents have one; per document its
         row, its primary score as ``prediction`` (a label it has none), lm-eval's hash of its prompt and what was
-        answered; the seconds that it took; and for the records ``warnings`` and the ``harness``, lm-eval's version and
-        the task's.
+        answered; the seconds that it took; and for the records ``warnings``, the ``harness``, lm-eval's version and
+        the task's, and the ``subset`` of the documents, None for all.
     """
     spec = suite.tasks[task]
     results, seconds, said = _evaluated(suite, method, route, setting, task, split)
@@ -103,7 +109,7 @@ def measure(
         subjects = frame.groupby([sample["doc"]["subject"] for sample in samples])["prediction"].mean()
         values |= {f"{spec.metrics[0]}/{subject}": float(value) for subject, value in subjects.items()}
     by = f"lm-eval {version('lm_eval')}, {spec.harness[split].config.task} {spec.harness[split].VERSION}"
-    return values, frame, seconds, {"warnings": said, "harness": by}
+    return values, frame, seconds, {"warnings": said, "harness": by, "subset": spec.subsets.get(split)}
 
 
 @lru_cache(maxsize=128)
@@ -220,8 +226,7 @@ def _documents(opened, name: str, rows: Mapping[str, int | None]) -> dict:
         order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
         held_out = rows["validation"] or max(1, len(train) // 10)
         validation, train = (train.select(sorted(part)) for part in (order[:held_out], order[held_out:]))
-    found = {"train": train, "validation": validation, "test": test}
-    return {split: _drawn(docs, rows[split], f"task {name}: {split}") for split, docs in found.items()}
+    return {"train": train, "validation": validation, "test": test}
 
 
 def _drawn(docs, count: int | None, who: str):

@@ -1,7 +1,7 @@
 """A task: rows of text with labels in three splits, and the metrics that score it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Task:
     splits: ``train`` (experts), ``validation`` (held out of the training data, for routers and choices), ``test``,
         and under other names what is scored beside it.
     harness: per split the lm-eval task that scores a generative task, whose column is ``prompt``; None: a classifier's.
+    subsets: of generative tasks, per split that does not hold all documents which of them it holds, in words.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Task:
     splits: Mapping[str, pd.DataFrame]
     head: str | None = None
     harness: Mapping[str, Any] | None = None
+    subsets: Mapping[str, str] = field(default_factory=dict)
 
     def labels(self, split: str) -> np.ndarray:
         return self.splits[split]["label"].to_numpy()
