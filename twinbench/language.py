@@ -145,7 +145,9 @@ def _served(suite: Suite, device: str, batch_size: int):
     from twinbench.served import Served  # lm-eval's models take seconds to import
 
     module = backbone(suite, device)
-    return Served(module, suite.tokenizer, None if suite.factored else partial(load, module), batch_size, max_length=1)
+    with _quiet():
+        put = None if suite.factored else partial(load, module)
+        return Served(module, suite.tokenizer, put, batch_size, max_length=1)
 
 
 def prompts(scored, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -246,13 +248,14 @@ def _scoring(opened, docs):
 
 
 class _quiet:
-    """lm-eval tells much that is no news here; datasets shows bars for files that take no time."""
+    """lm-eval and rouge (absl) tell much that is no news here; datasets shows bars for files that take no time."""
 
     def __enter__(self):
         import datasets
 
-        self.level = logging.getLogger("lm_eval").level
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        self.levels = {name: logging.getLogger(name).level for name in ("lm_eval", "absl")}
+        for name in self.levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
         self.bars = datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
         self.caught = warnings.catch_warnings()
@@ -263,6 +266,7 @@ class _quiet:
         import datasets
 
         self.caught.__exit__(*error)
-        logging.getLogger("lm_eval").setLevel(self.level)
+        for name, level in self.levels.items():
+            logging.getLogger(name).setLevel(level)
         if not self.bars:
             datasets.enable_progress_bars()
