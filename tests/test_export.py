@@ -208,6 +208,7 @@ def test_an_export_does_not_change_the_run_and_does_not_measure_it_again(export,
         (["method=average", "protocol=paper"], "every task's own biases"),
         (["method=twin_merging", "router.source=base"], "router of the shared expert's hidden states"),
         (["method=twin_merging", "router.characters=64"], "router of the shared expert's hidden states"),
+        (["method=twin_merging", "+router.minimum_risk=true"], "minimum_risk=false"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_it_runs(export, overrides, words):

@@ -224,6 +224,7 @@ def test_batch_size_does_not_change_scores(bench, tmp_path):
         ("~method.rank_ratio", "twin_merging lacks rank_ratio"),
         ("method@shared=twin_merging", "needs a static method"),
         ("suite.base.path=nowhere", "nowhere does not exist"),
+        ("router=risk protocol=blind", "under protocol=blind a row that goes to one is wrong; use router=text"),
         ("suite.checkpoints=null", "set one of finetune and checkpoints"),
         ("~suite.checkpoints.size", "checkpoints are of letters, colours, tasks letters, colours, size"),
         ("suite.base.pth=nowhere", "unknown keys pth"),
@@ -232,7 +233,7 @@ def test_batch_size_does_not_change_scores(bench, tmp_path):
 def test_mistakes_found_while_planning(bench, override, words):
     override = "+" + override if "pth" in override else override
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        bench(override, "plan=true")
+        bench(*override.split(), "plan=true")
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,8 @@ def measure(
         The task's metrics, the primary one first; row, label and prediction of every row; the seconds of the pass.
     """
     logits, seconds = _forward(suite, method, route, setting, task, split)
-    spec, logits = suite.tasks[task], logits.numpy()
-    labels = spec.labels(split).astype(float)
-    prediction = logits.argmax(1).astype(float) if spec.classes else logits[:, 0].astype(float)
+    spec = suite.tasks[task]
+    labels, prediction = spec.labels(split).astype(float), inference.predictions(logits, spec)
     if lost is not None:
         prediction = np.where(lost, -1.0 if spec.classes else float(spec.labels("train").mean()), prediction)
     frame = pd.DataFrame({"row": range(len(prediction)), "label": labels, "prediction": prediction})

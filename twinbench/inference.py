@@ -13,6 +13,7 @@ from tqdm import tqdm
 from twinbench import processes
 from twinbench.routed import Routes
 from twinbench.suite import Suite
+from twinbench.task import Task
 
 
 @lru_cache(maxsize=64)
@@ -54,6 +55,11 @@ def forward(
     # neighbours with one route share their matrix products
     key = None if routes is None else lambda at: int(weights[at].argmax())
     return _batched(logits, suite, task, split, rows, batch_size, model.device, key)
+
+
+def predictions(logits: Tensor, spec: Task) -> np.ndarray:
+    """Logits (n, outputs) as class numbers, or as values where the task is a regression; (n,), float64."""
+    return (logits.argmax(1) if spec.classes else logits[:, 0]).double().numpy()
 
 
 @torch.inference_mode()

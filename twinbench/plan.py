@@ -93,6 +93,8 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
         raise ValueError(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under strict")
     if signature.route == "router" or config["protocol"] == "blind":
         router = {"name": names["router"], **hyperparameters(config["router"])}
+        if router.get("minimum_risk"):
+            _check_risk(config)
         seeded |= names["router"] != "oracle"
     suite_id = _hash(suite_identity(config["suite"]))
     seed = config["seed"] if seeded else None
@@ -243,6 +245,8 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
     if job.method == "individual":
         raise ValueError("method=individual has nothing to export: its experts are models already")
     reads = job.router or {}
+    if reads.get("minimum_risk"):
+        raise ValueError("export writes a router whose weights are its probabilities: minimum_risk=false")
     if reads.get("source", "shared") != "shared" or reads.get("characters"):
         raise ValueError("export writes a router of the shared expert's hidden states: source=shared, characters=0")
     compression = job.params.get("compression", "svd")
@@ -295,6 +299,15 @@ def checked_signature(name: str, leaf: Mapping) -> Signature:
     if wanted - given:
         raise ValueError(f"{name} lacks {', '.join(sorted(wanted - given))}; it takes {', '.join(sorted(wanted))}")
     return found
+
+
+def _check_risk(config: Mapping) -> None:
+    """Find what leaves the costs of a router that minimizes risk undefined."""
+    what = "router.minimum_risk goes by what each expert scores under the other tasks' heads"
+    if generative(config["suite"]):
+        raise ValueError(f"{what}, and generative tasks have no heads; use router=mlp")
+    if config["protocol"] == "blind":
+        raise ValueError(f"{what}, and under protocol=blind a row that goes to one is wrong; use router=text")
 
 
 def _lm_eval(name: str, *beside: str) -> str:

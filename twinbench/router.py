@@ -43,6 +43,8 @@ class Mlp:
             (see `inference.characters`); 0, as in the paper, is none.
         rows: train on at most so many of each task's training rows, as the authors' code does, and let the rows held
             out of them choose the epoch; None trains on four fifths of the held-out rows, as the paper says.
+        minimum_risk: a row goes to the expert with the least expected loss of score (see `twinbench.risk`), not to the
+            likeliest one.
         tolerance: a row may do without an expert whose weight is at most this, which is faster (see `routed.attach`
             for the bound); 0 is exact.
 
@@ -62,6 +64,7 @@ class Mlp:
     characters: int = 0
     rows: int | None = None
     balanced: bool = False
+    minimum_risk: bool = False
     groups: int | None = None
     tolerance: float = 0.0
 
@@ -79,6 +82,11 @@ class Mlp:
             ("pool", self.pool in POOLS, f"of {', '.join(POOLS)}"),
             ("characters", self.characters >= (self.source is None), "at least 0, or 1 where router.source is null"),
             ("rows", self.rows is None or self.rows >= 2, "null or at least 2"),
+            (
+                "minimum_risk",
+                not self.minimum_risk or (self.balanced and self.top_k == 1),
+                "false unless balanced is true and top_k is 1",
+            ),
             ("tolerance", 0 <= self.tolerance < 1, "in [0, 1)"),
         ):
             if not legal:
@@ -86,10 +94,15 @@ class Mlp:
 
 
 class Router(nn.Module):
-    """(n, hidden) features to (n, experts) weights whose rows sum to 1."""
+    """(n, hidden) features to (n, experts) weights whose rows sum to 1.
 
-    def __init__(self, width: int, experts: int, recipe: Mlp):
+    Args:
+        costs: (experts, experts), of a row of one task that another's expert gets; None where the recipe asks no risk.
+    """
+
+    def __init__(self, width: int, experts: int, recipe: Mlp, costs: Tensor | None = None):
         super().__init__()
+        self.register_buffer("costs", costs)
         hidden = max(1, round(recipe.hidden_ratio * width))
         self.top_k = recipe.top_k
         self.logits = nn.Sequential(
@@ -100,6 +113,8 @@ class Router(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         weights = self.logits(features).softmax(-1)
+        if self.costs is not None:
+            return F.one_hot((weights @ self.costs).argmin(-1), weights.shape[1]).to(weights.dtype)
         if self.top_k is None or self.top_k >= weights.shape[1]:
             return weights
         top = weights.topk(self.top_k, dim=-1)
@@ -107,18 +122,25 @@ class Router(nn.Module):
         return kept / kept.sum(-1, keepdim=True)
 
 
-def fit(recipe: Mlp, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], seed: int) -> Router:
+def fit(
+    recipe: Mlp,
+    train: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    seed: int,
+    costs: Tensor | None = None,
+) -> Router:
     """Train a router; deterministic under ``seed``, and the caller's random state is left as it was.
 
     Args:
         train: features (n, hidden) and expert positions (n,).
         held_out: the same of rows that no expert was trained on; they choose the epoch.
+        costs: as `Router` takes them.
     """
     features, experts = train
     weight = len(experts) / torch.bincount(experts).float() / (experts.max() + 1) if recipe.balanced else None
     with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
         torch.manual_seed(seed)
-        router = Router(features.shape[1], int(experts.max()) + 1, recipe).to(features.device)
+        router = Router(features.shape[1], int(experts.max()) + 1, recipe, costs).to(features.device)
         steps = recipe.epochs * -(-len(features) // recipe.batch_size)
         optimizer = torch.optim.AdamW(router.parameters(), lr=recipe.lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)

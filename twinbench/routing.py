@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from twinbench import inference
+from twinbench import inference, risk
 from twinbench.merged import Merged, stored_bytes
 from twinbench.method import Method, merge
 from twinbench.routed import attach
@@ -36,7 +36,7 @@ class Setting:
 
 
 def learned(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int, float]:
-    """The router, its stored bytes, and the seconds that it took to read its training rows and to train it.
+    """The router, its stored bytes, and the seconds that it took to read what it needs of training rows and to train.
 
     How its weights are used later does not change it.
     """
@@ -59,8 +59,12 @@ def _trained(suite: Suite, source: Method | None, setting: Setting) -> tuple[Rou
         for (features, experts), rows in zip((train, held_out), examples, strict=True):
             features.append(rows.to(device))
             experts.append(torch.full((len(rows),), position, device=device))
+    costs = None
+    if setting.router.minimum_risk:
+        costs, took = risk.costs(suite, setting.device, setting.batch_size)
+        seconds += took
     start = time.perf_counter()
-    router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed)
+    router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed, costs)
     return router, stored_bytes(router.state_dict()), seconds + time.perf_counter() - start
 
 
