@@ -1,5 +1,7 @@
 """What a wrong route costs, against scores of whole models that transformers loads; and a router that goes by it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from twinbench import risk, routing
 from twinbench.method import Method
-from twinbench.router import Mlp, fit
+from twinbench.router import Mlp, fit, minimizing
 from twinbench.routing import Setting
 from twinbench.suite import open_suite
 
@@ -81,6 +83,8 @@ def test_a_router_of_a_suite_goes_by_its_costs(suite):
     asked = (suite, Method("none", None, "router", None), Setting(False, recipe, 0, "cpu", 8))
     router, stored, seconds = routing.learned(*asked)
     costs, took = risk.costs(suite, "cpu", 8)
+    likeliest, *_ = routing.learned(*asked[:2], Setting(False, replace(recipe, minimum_risk=False), 0, "cpu", 8))
+    assert likeliest.costs is None, "they share their training, not their decision"
     assert torch.equal(router.costs, costs) and seconds > took and stored > costs.nbytes
     for task in CLASSES:
         weights, _ = routing.weights(*asked, task, "test")
@@ -99,8 +103,10 @@ def overlapping(rows: int, seed: int):
 def test_rows_that_are_dear_to_lose_are_lost_less_and_all_of_them_cost_less():
     (features, experts), held_out, test = overlapping(600, 0), overlapping(200, 1), overlapping(2000, 2)
     costs, found = torch.tensor([[0.0, 3.0], [0.5, 0.0]]), {}
-    for name, matrix in (("likeliest", None), ("alike", 1 - torch.eye(2)), ("risk", costs)):
-        route = fit(Mlp(**RECIPE), (features, experts), held_out, 0, matrix)(test[0]).argmax(1)
+    likeliest = fit(Mlp(**RECIPE), (features, experts), held_out, 0)
+    alike, careful = (minimizing(likeliest, matrix) for matrix in (1 - torch.eye(2), costs))
+    for name, router in (("likeliest", likeliest), ("alike", alike), ("risk", careful)):
+        route = router(test[0]).argmax(1)
         lost = [(route != test[1])[test[1] == expert].float().mean() for expert in (0, 1)]
         found[name] = route, lost[0], costs[test[1], route].mean()
     assert torch.equal(found["alike"][0], found["likeliest"][0]), "where all mistakes cost the same it is the likeliest"

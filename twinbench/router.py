@@ -94,15 +94,11 @@ class Mlp:
 
 
 class Router(nn.Module):
-    """(n, hidden) features to (n, experts) weights whose rows sum to 1.
+    """(n, hidden) features to (n, experts) weights whose rows sum to 1."""
 
-    Args:
-        costs: (experts, experts), of a row of one task that another's expert gets; None where the recipe asks no risk.
-    """
-
-    def __init__(self, width: int, experts: int, recipe: Mlp, costs: Tensor | None = None):
+    def __init__(self, width: int, experts: int, recipe: Mlp):
         super().__init__()
-        self.register_buffer("costs", costs)
+        self.register_buffer("costs", None)  # see `minimizing`
         hidden = max(1, round(recipe.hidden_ratio * width))
         self.top_k = recipe.top_k
         self.logits = nn.Sequential(
@@ -122,25 +118,29 @@ class Router(nn.Module):
         return kept / kept.sum(-1, keepdim=True)
 
 
-def fit(
-    recipe: Mlp,
-    train: tuple[Tensor, Tensor],
-    held_out: tuple[Tensor, Tensor],
-    seed: int,
-    costs: Tensor | None = None,
-) -> Router:
+def minimizing(router: Router, costs: Tensor) -> Router:
+    """The same router, but sending each row to the one expert with the least expected cost.
+
+    Args:
+        costs: (experts, experts), of a row of one task (first) that another's expert gets; see `twinbench.risk`.
+    """
+    careful = copy.deepcopy(router)
+    careful.costs = costs.to(next(router.parameters()).device)
+    return careful
+
+
+def fit(recipe: Mlp, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], seed: int) -> Router:
     """Train a router; deterministic under ``seed``, and the caller's random state is left as it was.
 
     Args:
         train: features (n, hidden) and expert positions (n,).
         held_out: the same of rows that no expert was trained on; they choose the epoch.
-        costs: as `Router` takes them.
     """
     features, experts = train
     weight = len(experts) / torch.bincount(experts).float() / (experts.max() + 1) if recipe.balanced else None
     with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
         torch.manual_seed(seed)
-        router = Router(features.shape[1], int(experts.max()) + 1, recipe, costs).to(features.device)
+        router = Router(features.shape[1], int(experts.max()) + 1, recipe).to(features.device)
         steps = recipe.epochs * -(-len(features) // recipe.batch_size)
         optimizer = torch.optim.AdamW(router.parameters(), lr=recipe.lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)

@@ -12,7 +12,7 @@ from twinbench import inference, risk
 from twinbench.merged import Merged, stored_bytes
 from twinbench.method import Method, merge
 from twinbench.routed import attach
-from twinbench.router import Mlp, Router, fit, grouped
+from twinbench.router import Mlp, Router, fit, grouped, minimizing
 from twinbench.suite import Suite, backbone, load
 
 ROUTER_TRAIN = 0.8  # of each task's validation rows train a router of no others; the rest chooses its epoch
@@ -36,12 +36,17 @@ class Setting:
 
 
 def learned(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int, float]:
-    """The router, its stored bytes, and the seconds that it took to read what it needs of training rows and to train.
+    """The router, its stored bytes, and the seconds that it took to read its training rows and to train it.
 
-    How its weights are used later does not change it.
+    How its weights are used later does not change its training; what its mistakes cost is measured beside it.
     """
     source, setting = _read(shared, setting)
-    return _trained(suite, source, replace(setting, router=replace(setting.router, groups=None, tolerance=0.0)))
+    plain = replace(setting.router, groups=None, tolerance=0.0, minimum_risk=False)
+    router, seconds = _trained(suite, source, replace(setting, router=plain))
+    if setting.router.minimum_risk:
+        costs, took = risk.costs(suite, setting.device, setting.batch_size)
+        router, seconds = minimizing(router, costs), seconds + took
+    return router, stored_bytes(router.state_dict()), seconds
 
 
 def _read(shared: Method, setting: Setting) -> tuple[Method | None, Setting]:
@@ -50,7 +55,7 @@ def _read(shared: Method, setting: Setting) -> tuple[Method | None, Setting]:
 
 
 @lru_cache(maxsize=8)
-def _trained(suite: Suite, source: Method | None, setting: Setting) -> tuple[Router, int, float]:
+def _trained(suite: Suite, source: Method | None, setting: Setting) -> tuple[Router, float]:
     device, seconds = backbone(suite, setting.device).device, 0.0
     train, held_out = ([], []), ([], [])
     for position, task in enumerate(suite.experts):
@@ -59,13 +64,9 @@ def _trained(suite: Suite, source: Method | None, setting: Setting) -> tuple[Rou
         for (features, experts), rows in zip((train, held_out), examples, strict=True):
             features.append(rows.to(device))
             experts.append(torch.full((len(rows),), position, device=device))
-    costs = None
-    if setting.router.minimum_risk:
-        costs, took = risk.costs(suite, setting.device, setting.batch_size)
-        seconds += took
     start = time.perf_counter()
-    router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed, costs)
-    return router, stored_bytes(router.state_dict()), seconds + time.perf_counter() - start
+    router = fit(setting.router, *((torch.cat(f), torch.cat(e)) for f, e in (train, held_out)), setting.seed)
+    return router, seconds + time.perf_counter() - start
 
 
 def _examples(suite: Suite, source: Method | None, setting: Setting, task: str) -> tuple[Tensor, Tensor, float]:
