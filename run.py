@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from twinbench import assets, plan, processes, provenance, records
-from twinbench.mistakes import MISTAKES, one_line
+from twinbench.mistakes import MISTAKES, one_line, one_of
 
 ROOT = Path(__file__).parent
 MEASURED = (
@@ -287,7 +287,7 @@ def preflight(arguments: list[str]) -> None:
             known = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
             for value in filter(None, values.split(",")):
                 if value != "null":
-                    plan.one_of(group, value, known)
+                    one_of(group, value, known)
         elif key == "results_dir":
             results_dir = values
     if not any(argument.startswith(("-h", "--help", "--hydra-help", "--cfg", "-c")) for argument in arguments):

@@ -1,15 +1,15 @@
 """What a composed configuration means, found without loading a weight or torch: its identity and its mistakes."""
 
 import ast
-import difflib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from twinbench import assets
+from twinbench.mistakes import one_of
 
 PROTOCOLS = ("strict", "paper", "blind")
 SPLITS = ("test", "validation")
@@ -257,15 +257,6 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
 def hyperparameters(leaf: Mapping) -> dict:
     """The values of a config leaf without Hydra's own keys."""
     return {key: value for key, value in leaf.items() if not key.startswith("_")}
-
-
-def one_of(what: str, given: str, known: Iterable[str]) -> None:
-    """Raise ValueError, with the nearest name, unless ``given`` is known."""
-    known = list(known)
-    if given not in known:
-        near = difflib.get_close_matches(given, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown {what} {given!r}{hint} Known: {', '.join(known)}.")
 
 
 def signature(target: str) -> Signature:
