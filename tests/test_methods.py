@@ -10,9 +10,10 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 from baselines import average, dare, dare_ties, expert, individual, task_arithmetic, ties
-from twinbench import plan, twin_merging
+from twinbench import twin_merging
 from twinbench.compress import basis, dense
 from twinbench.merged import materialize, with_route
+from twinbench.signature import PREPARED, hyperparameters, signature
 
 YAMLS = sorted((ROOT / "conf" / "method").glob("*.yaml"))
 SHAPES = {"embed.weight": (30, 8), "up.weight": (12, 8), "up.bias": (12,), "down.weight": (8, 12), "norm.weight": (8,)}
@@ -33,11 +34,11 @@ def models(seed: int = 0, count: int = 3, dtype=torch.float32) -> tuple[dict, di
 def call(path: Path, base, experts, **changes):
     """Call a method with its YAML's values and what a run prepares."""
     leaf = OmegaConf.load(path)
-    signature = plan.signature(leaf["_target_"])
-    values = plan.hyperparameters(OmegaConf.to_container(leaf))
+    takes = signature(leaf["_target_"])
+    values = hyperparameters(OmegaConf.to_container(leaf))
     values |= {"task": "task1"} if path.stem == "expert" else {}
     prepared = {"shared": base, "seed": 0, "basis": basis}
-    values |= {name: prepared[name] for name in signature.arguments & prepared.keys()}
+    values |= {name: prepared[name] for name in takes.arguments & prepared.keys()}
     module, _, function = leaf["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), function)(base, experts, **values | changes)
 
@@ -58,9 +59,9 @@ def test_contract(path):
     keywords = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     assert list(parameters)[:2] == ["base", "experts"]
     assert all(parameters[name].default is inspect.Parameter.empty for name in keywords), "numbers live in the YAML"
-    assert keywords - plan.PREPARED == plan.hyperparameters(OmegaConf.to_container(leaf)).keys()
-    assert plan.signature(leaf["_target_"]).arguments == keywords, "read from source as Python reads it"
-    assert plan.signature(leaf["_target_"]).route == getattr(importlib.import_module(module), "ROUTE", None)
+    assert keywords - PREPARED == hyperparameters(OmegaConf.to_container(leaf)).keys()
+    assert signature(leaf["_target_"]).arguments == keywords, "read from source as Python reads it"
+    assert signature(leaf["_target_"]).route == getattr(importlib.import_module(module), "ROUTE", None)
     assert "arXiv" in inspect.unwrap(merge).__globals__["__doc__"] or path.stem in (
         "pretrained",
         "individual",

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from test_run import composed, rows_of
 
 import run
-from twinbench import plan, provenance, records
+from twinbench import identity, plan, provenance, records
 from twinbench.suite import backbone, classifier
 
 SEEN = ["letters", "size"]
@@ -69,7 +69,7 @@ def test_how_experts_were_trained_is_told_of_those_that_there_are(conf, tmp_path
     suite |= {"checkpoints": None, "finetune": {"epochs": 1}}
     assert not provenance.trained(suite)
     for task in CLASSES:
-        folder = plan.expert_folder(suite, task)
+        folder = identity.expert_folder(suite, task)
         folder.mkdir(parents=True)
         (folder / "training.json").write_text('{"curve": []}')
     assert provenance.trained(suite)

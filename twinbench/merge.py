@@ -20,11 +20,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from twinbench import assets, plan
+from twinbench import assets
 from twinbench.backbone import bare, check_vocabulary, is_adapter, open_expert
 from twinbench.checkpoint import new_folder, write_weights
 from twinbench.merged import Merged
 from twinbench.mistakes import MISTAKES, one_line
+from twinbench.signature import checked_signature, hyperparameters
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
 
 HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT's names of tasks whose models have a head of their own
@@ -44,20 +45,20 @@ def run(cfg: DictConfig) -> None:
     """Check the configuration before any weight is read, and merge."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     name = HydraConfig.get().runtime.choices["method"]
-    signature = plan.checked_signature(name, config["method"])
-    if signature.route or "shared" in signature.arguments:
+    takes = checked_signature(name, config["method"])
+    if takes.route or "shared" in takes.arguments:
         raise ValueError(f"method={name} gives more than one model; a suite's is exported by run.py export=DIR")
     if not isinstance(config["experts"], dict) or not config["experts"]:
         raise ValueError(f"experts must map names to sources, {{a: DIR, b: DIR}}; got {config['experts']}")
     if "base" in config["experts"]:
         raise ValueError("experts: the name base is the base's own")
     sources = {who: _source(where) for who, where in {"base": config["base"], **config["experts"]}.items()}
-    bound = {"seed": config["seed"]} if "seed" in signature.arguments else {}
+    bound = {"seed": config["seed"]} if "seed" in takes.arguments else {}
     method = functools.partial(instantiate(cfg.method), **bound)
     method({}, {expert: {} for expert in config["experts"]})
     folders = {who: assets.fetch(source) for who, source in sources.items()}
     start = time.perf_counter()
-    text = card(name, plan.hyperparameters(config["method"]) | bound, sources)
+    text = card(name, hyperparameters(config["method"]) | bound, sources)
     out = Path(config["out"])
     size = merge(folders.pop("base"), folders, method, out, config["shard_bytes"], text)
     print(f"wrote {out}: {size:,} bytes of weights in {time.perf_counter() - start:.2f} s", flush=True)

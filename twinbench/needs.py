@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 import psutil
 
-from twinbench import assets, plan
+from twinbench import assets
 from twinbench.headers import parameters
+from twinbench.identity import expert_folder
+from twinbench.suite_config import own_experts
 
 GB = 10**9
 
@@ -18,10 +20,10 @@ def lines(suite: Mapping) -> list[str]:
     """
     sources = {"base": suite["base"], "tokenizer": suite.get("tokenizer")}
     if suite["checkpoints"] is not None:
-        sources |= {f"expert {name}": suite["checkpoints"][name] for name in plan.own_experts(suite)}
+        sources |= {f"expert {name}": suite["checkpoints"][name] for name in own_experts(suite)}
     said = {what: f"{assets.origin(source)}: {_state(source)}" for what, source in sources.items() if source}
     if suite["checkpoints"] is None:
-        folders = {name: plan.expert_folder(suite, name) for name in plan.own_experts(suite)}
+        folders = {name: expert_folder(suite, name) for name in own_experts(suite)}
         lacking = [name for name, folder in folders.items() if not folder.exists()]
         said["experts"] = f"to be trained: {', '.join(lacking)}" if lacking else "trained, here"
     said["memory"] = _memory(suite)

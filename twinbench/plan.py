@@ -1,20 +1,16 @@
-"""What a composed configuration means, found without loading a weight or torch: its identity and its mistakes."""
+"""What a composed configuration means, found without loading a weight or torch: what is to run, and its mistakes."""
 
-import ast
-import hashlib
-import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinbench import assets
+from twinbench.identity import hashed, suite_identity
 from twinbench.mistakes import one_of
+from twinbench.signature import checked_signature, hyperparameters
+from twinbench.suite_config import generative, merged
 
 PROTOCOLS = ("strict", "paper", "blind")
 SPLITS = ("test", "validation")
-LM_EVAL = Path(__file__).parent / "tasks" / "lm_eval"
-PREPARED = {"base", "experts", "shared", "seed", "basis"}  # arguments that the run makes; the others are the YAML's
 
 
 @dataclass(frozen=True)
@@ -54,14 +50,6 @@ class Job:
         return f"{self.suite} {self.protocol:6} {self.method}{values}{router}{seed}{split}"
 
 
-@dataclass(frozen=True)
-class Signature:
-    """Arguments and route of a method, read from its source."""
-
-    arguments: frozenset[str]
-    route: str | None
-
-
 def job(config: Mapping, names: Mapping[str, str]) -> Job:
     """Check a resolved configuration and say what it stands for.
 
@@ -96,138 +84,14 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
         if router.get("minimum_risk"):
             _check_risk(config)
         seeded |= names["router"] != "oracle"
-    suite_id = _hash(suite_identity(config["suite"]))
+    suite_id = hashed(suite_identity(config["suite"]))
     seed = config["seed"] if seeded else None
     identity = [suite_id, names["method"], params, router, config["protocol"], seed]
-    run_id = _hash(identity + ([] if config["split"] == "test" else [config["split"]]))
+    run_id = hashed(identity + ([] if config["split"] == "test" else [config["split"]]))
     suite = config["suite"]["name"]
     base = suite_identity(config["suite"])["base"]
     chosen = (names["method"], params, router, config["protocol"], seed, config["split"])
     return Job(run_id, suite, suite_id, base, *chosen, signature.route)
-
-
-def narrowed(suite: Mapping) -> dict:
-    """The suite with the tasks that its ``only`` lists (and their order); null or no such key keeps all.
-
-    Raises:
-        ValueError: an unknown task, or none.
-    """
-    only = suite.get("only")
-    if only is None:
-        return dict(suite)
-    if not only:
-        raise ValueError("suite.only must list at least one task, or be null")
-    for task in only:
-        one_of("task in suite.only", task, suite["tasks"])
-    kept = {key: suite[key] and {t: suite[key][t] for t in only if t in suite[key]} for key in ("tasks", "checkpoints")}
-    return dict(suite) | kept
-
-
-def merged(suite: Mapping) -> list[str]:
-    """The tasks whose experts are merged: those that its ``merged`` lists, or all that have an expert of their own.
-
-    Raises:
-        ValueError: a task in it that the suite has no expert for, or none.
-    """
-    own = own_experts(suite)
-    if suite.get("merged") is None:
-        return own
-    if not suite["merged"]:
-        raise ValueError("suite.merged must list at least one task, or be null")
-    for task in suite["merged"]:
-        one_of("task in suite.merged", task, own)
-    return [task for task in own if task in suite["merged"]]
-
-
-def own_experts(suite: Mapping) -> list[str]:
-    """The tasks with an expert of their own; the others name the task whose head scores them.
-
-    Raises:
-        ValueError: such a task names one that has no expert either.
-    """
-    own = [name for name, task in suite["tasks"].items() if task.get("head") is None]
-    for name, task in suite["tasks"].items():
-        if name not in own:
-            one_of(f"head of task {name}", task["head"], own)
-    return own
-
-
-def generative(suite: Mapping) -> bool:
-    """Whether the suite's tasks are lm-eval's, answered by a causal language model.
-
-    Raises:
-        ValueError: some are and some are not.
-    """
-    asked = {name for name, task in suite["tasks"].items() if "lm_eval" in task}
-    if asked and asked != set(suite["tasks"]):
-        others = ", ".join(name for name in suite["tasks"] if name not in asked)
-        raise ValueError(f"suite {suite['name']}: {', '.join(sorted(asked))} are lm-eval's tasks, {others} are not")
-    return bool(asked)
-
-
-def suite_identity(suite: Mapping) -> dict:
-    """Everything about a suite that changes scores: contents of its sources, tasks, and how experts come about.
-
-    Raises:
-        ValueError: experts come from nowhere, from two places, or not for every task; a tokenizer for classifiers.
-    """
-    who, checkpoints = f"suite {suite['name']}", suite["checkpoints"]
-    if (suite["finetune"] is None) == (checkpoints is None):
-        raise ValueError(f"{who}: set one of finetune and checkpoints, and the other to null")
-    own = own_experts(suite)
-    if checkpoints is not None and set(checkpoints) != set(own):
-        raise ValueError(f"{who}: checkpoints are of {', '.join(checkpoints)}, tasks {', '.join(own)}")
-    experts = suite["finetune"] or {t: assets.fingerprint(s) for t, s in checkpoints.items()}
-    tasks = {name: task_identity(task) for name, task in suite["tasks"].items()}
-    narrower = {} if suite.get("limit") is None else {"limit": suite["limit"]}
-    if merged(suite) != own:
-        narrower["merged"] = merged(suite)
-    if suite.get("dtype", "float32") != "float32":
-        narrower["dtype"] = suite["dtype"]
-    if suite.get("tokenizer"):
-        if not generative(suite):
-            raise ValueError(f"{who}: tokenizer is for generative suites; classifiers have their base's")
-        narrower["tokenizer"] = assets.fingerprint(suite["tokenizer"])
-    return {"base": assets.fingerprint(suite["base"]), "experts": experts, "tasks": tasks} | narrower
-
-
-def task_identity(task: Mapping) -> dict:
-    """A task's settings, with the content of its sources in place of where they lie, and of its lm-eval files."""
-    identity = dict(task) | {"sources": {name: assets.fingerprint(source) for name, source in task["sources"].items()}}
-    if "lm_eval" in task:
-        identity["lm_eval"] = _lm_eval(task["lm_eval"], "documents.py", "scoring.py")
-    return identity
-
-
-def expert_id(suite: Mapping, name: str) -> str:
-    """What the cached expert of a task depends on: base and tokenizer, training and validation rows, and recipe."""
-    base, task = suite["base"], suite["tasks"][name]
-    trained_on = task_identity(task) | {"metrics": None, "rows": dict(task["rows"]) | {"test": None}}
-    if "lm_eval" in task:
-        trained_on["lm_eval"] = _lm_eval(task["lm_eval"], "documents.py")  # an answer's score does not train
-    tokenizer = [assets.fingerprint(suite["tokenizer"])] if suite.get("tokenizer") else []
-    return _hash([assets.fingerprint(base), trained_on, recipe(suite, task), *tokenizer])
-
-
-def expert_folder(suite: Mapping, name: str) -> Path:
-    """Where the cache keeps the expert that is fine-tuned for a task of the suite."""
-    return assets.cache_dir() / "experts" / f"{name}-{expert_id(suite, name)}"
-
-
-def origins(suite: Mapping) -> dict[str, str]:
-    """Per task where its expert comes from: the content of a checkpoint, or the recipe of a fine-tuning and its id."""
-    if suite["checkpoints"] is not None:
-        return {name: assets.fingerprint(source) for name, source in suite["checkpoints"].items()}
-    found = {}
-    for name in own_experts(suite):
-        how = json.dumps(recipe(suite, suite["tasks"][name]))
-        found[name] = f"the base, fine-tuned by twinbench as {how}: {expert_id(suite, name)}"
-    return found
-
-
-def recipe(suite: Mapping, task: Mapping) -> dict:
-    """How the expert of a task is fine-tuned: as the suite says, but for what the task's own ``finetune`` changes."""
-    return suite["finetune"] | (task.get("finetune") or {})
 
 
 def check_export(job: Job, folder: Path, suite: Mapping) -> None:
@@ -254,44 +118,6 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
         raise ValueError(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")
 
 
-def hyperparameters(leaf: Mapping) -> dict:
-    """The values of a config leaf without Hydra's own keys."""
-    return {key: value for key, value in leaf.items() if not key.startswith("_")}
-
-
-def signature(target: str) -> Signature:
-    """Read a method's keyword-only arguments and its module's ``ROUTE`` from the source; an import would load torch."""
-    module, _, function = target.rpartition(".")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"_target_={target}: there is no module {module}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    route, arguments = None, None
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            arguments = frozenset(argument.arg for argument in node.args.kwonlyargs)
-        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["ROUTE"]:
-            route = ast.literal_eval(node.value)
-    if arguments is None:
-        raise ValueError(f"_target_={target}: {spec.origin} has no function {function}")
-    return Signature(arguments, route)
-
-
-def checked_signature(name: str, leaf: Mapping) -> Signature:
-    """The signature of a method's config leaf.
-
-    Raises:
-        ValueError: the leaf has a hyperparameter too many or too few.
-    """
-    found = signature(leaf["_target_"])
-    given, wanted = set(hyperparameters(leaf)), found.arguments - PREPARED
-    for key in sorted(given - wanted):
-        one_of(f"hyperparameter of {name}", key, sorted(wanted))
-    if wanted - given:
-        raise ValueError(f"{name} lacks {', '.join(sorted(wanted - given))}; it takes {', '.join(sorted(wanted))}")
-    return found
-
-
 def _check_risk(config: Mapping) -> None:
     """Find what leaves the costs of a router that minimizes risk undefined."""
     what = "router.minimum_risk goes by what each expert scores under the other tasks' heads"
@@ -299,17 +125,3 @@ def _check_risk(config: Mapping) -> None:
         raise ValueError(f"{what}, and generative tasks have no heads; use router=mlp")
     if config["protocol"] == "blind":
         raise ValueError(f"{what}, and under protocol=blind a row that goes to one is wrong; use router=text")
-
-
-def _lm_eval(name: str, *beside: str) -> str:
-    """What identifies an lm-eval task: the content of its file, and of those beside it if it is ours; or its name."""
-    file = LM_EVAL / f"{name.removeprefix('twinbench_')}.yaml"
-    if file.exists():
-        return _hash([path.read_text(encoding="utf-8") for path in (file, *(LM_EVAL / other for other in beside))])
-    if name.endswith(".yaml") and not Path(name).exists():
-        raise FileNotFoundError(f"lm_eval: there is no file {name}")
-    return _hash(Path(name).read_text(encoding="utf-8")) if name.endswith(".yaml") else name
-
-
-def _hash(identity) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

@@ -10,7 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinbench import assets, plan
+from twinbench import assets
+from twinbench.identity import expert_folder
+from twinbench.suite_config import own_experts
 
 if TYPE_CHECKING:  # it imports pandas, which `plan=true` need not pay
     from twinbench.task import Task
@@ -57,7 +59,7 @@ def data(suite: Mapping) -> dict[str, str]:
 
 def trained(suite: Mapping) -> bool:
     """Whether the suite's experts are fine-tuned by twinbench and all of them are in the cache."""
-    finished = (plan.expert_folder(suite, name) / "training.json" for name in plan.own_experts(suite))
+    finished = (expert_folder(suite, name) / "training.json" for name in own_experts(suite))
     return suite["checkpoints"] is None and all(file.exists() for file in finished)
 
 
@@ -72,9 +74,9 @@ def training(suite: Mapping, tasks: "Mapping[str, Task]") -> dict[str, dict]:
         name in the cache), ``data``, ``rows`` (of train and validation), ``loss`` and ``metric``, the primary one.
     """
     origins, found = data(suite), {}
-    for name in plan.own_experts(suite):
+    for name in own_experts(suite):
         task = tasks[name]
-        folder = plan.expert_folder(suite, name)
+        folder = expert_folder(suite, name)
         text = (folder / "training.json").read_text(encoding="utf-8")
         found[name] = {
             "expert": folder.name,
