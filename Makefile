@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo report test lint bench clean
+.PHONY: help venv demo report test mutants lint bench clean
 
 help:  ## Show these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +21,11 @@ report: $(INSTALLED)  ## Rebuild the demo's tables, plots and page from its reco
 
 test: $(INSTALLED)  ## Run the tests
 	@$(BIN)/python -m pytest
+
+SEED ?= 1
+COUNT ?= 150
+mutants: $(INSTALLED)  ## Change COUNT lines of the code, one at a time, and list what no test notices (SEED draws them)
+	@$(BIN)/python tests/mutants.py seed=$(SEED) count=$(COUNT)
 
 lint: $(INSTALLED)  ## Check style and format
 	@$(BIN)/ruff check .
