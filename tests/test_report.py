@@ -423,20 +423,6 @@ def test_scores_without_labels_are_resampled_as_means():
     assert intervals.resample(labelled, [("bbq", "rouge2")]) == {}
 
 
-@pytest.mark.parametrize("metric", intervals.STATISTICS)
-def test_resampled_metrics_are_those_of_the_repeated_examples(metric):
-    generator = np.random.default_rng(1)
-    n = 60
-    classes = "pearson" not in metric and "spearman" not in metric
-    labels = generator.integers(0, 2 if "f1" in metric else 4, n).astype(float)
-    labels = labels if classes else np.round(generator.normal(size=n), 1)
-    predictions = np.stack([labels, np.roll(labels, 1), np.where(generator.random(n) < 0.3, -1, labels), np.zeros(n)])
-    drawn = generator.integers(0, n, size=(n, 20))
-    counts = np.stack([np.bincount(column, minlength=n) for column in drawn.T], axis=1).astype(float)
-    expected = [[score(metric, labels[column], run[column]) for column in drawn.T] for run in predictions]
-    np.testing.assert_allclose(intervals.STATISTICS[metric](counts, labels, predictions), expected, atol=1e-9)
-
-
 def test_labels_name_only_what_differs():
     shared = [{"shared.method": "pretrained", "rank": 8}, {"shared.method": "ties", "shared.scaling": 1.0, "rank": 8}]
     assert blocks.labels("twin", shared) == ["twin (shared.method=pretrained)", "twin (shared.method=ties)"]

@@ -1,10 +1,13 @@
 """Task metrics on numpy arrays: raw values in [0, 1] or [-1, 1], never percent.
 
-Written out in numpy because a bootstrap calls them tens of thousands of times.
+Each metric is written once, for resampled examples: ``counts`` (n, samples) says how often each of n examples stands in
+each sample, ``labels`` are (n,), ``predictions`` (runs, n), and the scores (runs, samples). A score is the case of one
+sample that holds every example once; a bootstrap of 1,000 samples is a few matrix products.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from scipy.stats import rankdata
 
 
 def score(metric: str, labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -13,56 +16,134 @@ def score(metric: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     A classification prediction of -1 (sent to another task's head) is wrong, whatever the label.
 
     Raises:
-        ValueError: the metric is unknown, or the arrays differ in length or are empty.
+        ValueError: the metric is unknown, the arrays differ in length or are empty, or a prediction is not finite.
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    labels, predictions = np.asarray(labels, dtype=float), np.asarray(predictions, dtype=float)
     if len(labels) != len(predictions) or len(labels) == 0:
         raise ValueError(
             f"{metric}: need as many predictions as labels, at least 1; got {len(predictions)}, {len(labels)}"
         )
-    return float(METRICS[metric](np.asarray(labels), np.asarray(predictions)))
+    wrong = np.flatnonzero(~np.isfinite(predictions))
+    if len(wrong):
+        first = f"the first is {predictions[wrong[0]]} in row {wrong[0]}"
+        raise ValueError(f"{metric}: {len(wrong)} of {len(predictions)} predictions are not finite; {first}")
+    return float(METRICS[metric](np.ones((len(labels), 1)), labels, predictions[None])[0, 0])
 
 
-def _accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    return np.mean(labels == predictions)
+def check_fit(metrics: Sequence[str], classes: Sequence[str] | None, who: str) -> None:
+    """Refuse metrics that say nothing about a task's predictions.
+
+    Args:
+        classes: names by class id, or None for regression.
+        who: begins the message.
+
+    Raises:
+        ValueError: there is no metric, one is unknown, or one is for another number of classes.
+    """
+    if not metrics or set(metrics) - METRICS.keys():
+        raise ValueError(f"{who}: metrics must be of {', '.join(METRICS)}; got {list(metrics)}")
+    legal = [name for name in METRICS if (name in CORRELATIONS) == (classes is None)]
+    if classes is not None and len(classes) != 2:
+        legal = [name for name in legal if name not in OF_TWO_CLASSES]
+    for metric in (metric for metric in metrics if metric not in legal):
+        kind = "is a regression" if classes is None else f"has {len(classes)} classes"
+        needs = "two classes" if metric in OF_TWO_CLASSES else "numbers" if metric in CORRELATIONS else "classes"
+        raise ValueError(f"{who}: metric {metric} is for {needs}, and the task {kind}; choose of {', '.join(legal)}")
 
 
-def _f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+def _accuracy(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    return (predictions == labels).astype(float) @ counts / len(labels)
+
+
+def _f1(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """F1 of class 1; 0 where neither labels nor predictions hold it, as scikit-learn."""
-    hits = np.sum((labels == 1) & (predictions == 1))
-    total = np.sum(labels == 1) + np.sum(predictions == 1)
-    return 2 * hits / total if total else 0.0
+    return _f1_of(1, counts, labels, predictions)[0]
 
 
-def _matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
+def _f1_macro(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Mean F1 of the classes that labels or predictions hold, as scikit-learn; -1 is no class."""
+    classes = [label for label in np.union1d(labels, predictions) if label >= 0]
+    found, there = zip(*(_f1_of(label, counts, labels, predictions) for label in classes), strict=True)
+    return sum(found) / sum(there)
+
+
+def _f1_of(label: float, counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> tuple:
+    """F1 of one class, and whether labels or predictions hold it, both (runs, samples)."""
+    true, given = (labels == label).astype(float), (predictions == label).astype(float)
+    total = true @ counts + given @ counts
+    return np.divide(2 * (true * given) @ counts, total, out=np.zeros_like(total), where=total > 0), total > 0
+
+
+def _matthews(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Matthews correlation, any number of classes (Gorodkin 2004); 0 where one side is constant."""
-    classes = np.union1d(labels, predictions)
-    true = labels[:, None] == classes
-    given = predictions[:, None] == classes
-    t, p, n = true.sum(0), given.sum(0), len(labels)
-    covariance = n * np.sum(labels == predictions) - t @ p
-    spread = np.sqrt(float(n**2 - t @ t) * float(n**2 - p @ p))
-    return covariance / spread if spread else 0.0
+    n = len(labels)
+    hits = (predictions == labels).astype(float) @ counts
+    both, true2, given2 = np.zeros_like(hits), np.zeros(counts.shape[1]), np.zeros_like(hits)
+    for label in np.union1d(labels, predictions):
+        true = (labels == label).astype(float) @ counts
+        given = (predictions == label).astype(float) @ counts
+        both, true2, given2 = both + true * given, true2 + true**2, given2 + given**2
+    spread = np.sqrt((n**2 - true2) * (n**2 - given2))
+    return np.divide(n * hits - both, spread, out=np.zeros_like(hits), where=spread > 0)
 
 
-def _pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
+def _pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Pearson correlation; 0 where one side is constant (nothing was told apart)."""
-    x, y = labels - labels.mean(), predictions - predictions.mean()
-    spread = np.sqrt((x @ x) * (y @ y))
-    return (x @ y) / spread if spread > 0 else 0.0
+    n = len(labels)
+    x = labels - labels.mean()
+    y = predictions - predictions.mean(axis=1, keepdims=True)
+    mean_x, mean_y = x @ counts / n, y @ counts / n
+    covariance = (x * y) @ counts / n - mean_x * mean_y
+    var_x, var_y = x**2 @ counts / n - mean_x**2, y**2 @ counts / n - mean_y**2
+    return _correlation(covariance, var_x, var_y, 1e-12 * np.max(x**2), 1e-12 * np.max(y**2, axis=1, keepdims=True))
 
 
-def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    return _pearson(rankdata(labels), rankdata(predictions))
+def _spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Ranks are of the sample itself: a value's mean rank is the count of the smaller ones and half of its own."""
+    n = len(labels)
+    tied = _grouped(counts, labels)
+    ranks = np.cumsum(tied, axis=0) - tied / 2 - n / 2  # centred: weighted by the counts they sum to 0
+    weighted = counts * ranks[np.unique(labels, return_inverse=True)[1]]
+    var_x, untied = _rank_variance(tied, n), _rank_variance(counts, n)
+    scores = []
+    for prediction in predictions:
+        tied, weight = _grouped(counts, prediction), _grouped(weighted, prediction)
+        above = np.einsum("gs,gs->s", weight, np.cumsum(tied, axis=0)) - np.einsum("gs,gs->s", weight, tied) / 2
+        var_y = untied if len(tied) == n else _rank_variance(tied, n)
+        scores.append(_correlation(above / n, var_x, var_y, 1e-9, 1e-9))
+    return np.array(scores)
+
+
+def _grouped(amounts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sums of ``amounts`` (n, samples) over equal ``values`` (n,), smallest value first."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])
+    ordered = amounts[order]
+    return ordered if len(starts) == len(values) else np.add.reduceat(ordered, starts, axis=0)
+
+
+def _rank_variance(tied: np.ndarray, n: int) -> np.ndarray:
+    """Variance of mean ranks 1..n where ``tied`` (groups, samples) examples share a rank."""
+    return (n**3 - np.einsum("gs,gs,gs->s", tied, tied, tied)) / (12 * n)
+
+
+def _correlation(covariance, var_x, var_y, least_x, least_y) -> np.ndarray:
+    """Covariance over the spreads; 0 where a side is constant (a variance not above its rounding error)."""
+    spread = np.sqrt(np.maximum(var_x * var_y, 0))
+    return np.divide(covariance, spread, out=np.zeros_like(spread), where=(var_x > least_x) & (var_y > least_y))
 
 
 METRICS = {
     "accuracy": _accuracy,
     "f1": _f1,
+    "f1_macro": _f1_macro,
     "matthews": _matthews,
     "pearson": _pearson,
     "spearman": _spearman,
-    "accuracy_f1": lambda y, p: (_accuracy(y, p) + _f1(y, p)) / 2,
-    "pearson_spearman": lambda y, p: (_pearson(y, p) + _spearman(y, p)) / 2,
+    "accuracy_f1": lambda c, y, p: (_accuracy(c, y, p) + _f1(c, y, p)) / 2,
+    "pearson_spearman": lambda c, y, p: (_pearson(c, y, p) + _spearman(c, y, p)) / 2,
 }
+CORRELATIONS = ("pearson", "spearman", "pearson_spearman")  # for regression; the others are for classes
+OF_TWO_CLASSES = ("f1", "accuracy_f1")

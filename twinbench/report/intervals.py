@@ -1,8 +1,7 @@
 """Bootstrap intervals and paired tests over test examples (Efron 1979; Koehn 2004 for the paired form).
 
 Every run of a suite is resampled with the same draws, so a difference between two runs is paired. A resample is kept
-as counts, how often each example was drawn: a metric of 1,000 resamples is then one matrix product. The metrics are
-those of ``twinbench.metrics.score`` on the repeated examples.
+as counts, how often each example was drawn, which is what ``twinbench.metrics`` scores.
 """
 
 import zlib
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from twinbench import records
+from twinbench.metrics import METRICS
 from twinbench.report.blocks import Block, Column, Run
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def resample(frames: "Mapping[str, pd.DataFrame]", columns: Iterable[Column]) ->
     scores = {}
     for task, metric in columns:
         runs, labels, predictions = _aligned(frames, task)
-        statistic = STATISTICS.get(metric, _mean if runs and np.isnan(labels).all() else None)
+        statistic = METRICS.get(metric, _mean if runs and np.isnan(labels).all() else None)
         if runs and statistic:
             chunks = [statistic(counts, labels, predictions) for counts in _counts(task, len(labels))]
             scores |= {(run, (task, metric)): row for run, row in zip(runs, np.hstack(chunks), strict=True)}
@@ -128,81 +128,3 @@ def _counts(task: str, n: int) -> Iterator[np.ndarray]:
 
 def _mean(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     return predictions @ counts / len(labels)
-
-
-def _accuracy(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    return (predictions == labels).astype(float) @ counts / len(labels)
-
-
-def _f1(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    true, given = (labels == 1).astype(float), (predictions == 1).astype(float)
-    total = true @ counts + given @ counts
-    return np.divide(2 * (true * given) @ counts, total, out=np.zeros_like(total), where=total > 0)
-
-
-def _matthews(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    n = len(labels)
-    hits = (predictions == labels).astype(float) @ counts
-    both, true2, given2 = np.zeros_like(hits), np.zeros(counts.shape[1]), np.zeros_like(hits)
-    for label in np.union1d(labels, predictions):
-        true = (labels == label).astype(float) @ counts
-        given = (predictions == label).astype(float) @ counts
-        both, true2, given2 = both + true * given, true2 + true**2, given2 + given**2
-    spread = np.sqrt((n**2 - true2) * (n**2 - given2))
-    return np.divide(n * hits - both, spread, out=np.zeros_like(hits), where=spread > 0)
-
-
-def _pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    n = len(labels)
-    x = labels - labels.mean()
-    y = predictions - predictions.mean(axis=1, keepdims=True)
-    mean_x, mean_y = x @ counts / n, y @ counts / n
-    covariance = (x * y) @ counts / n - mean_x * mean_y
-    var_x, var_y = x**2 @ counts / n - mean_x**2, y**2 @ counts / n - mean_y**2
-    return _correlation(covariance, var_x, var_y, 1e-12 * np.max(x**2), 1e-12 * np.max(y**2, axis=1, keepdims=True))
-
-
-def _spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Ranks are of the resample itself: a value's mean rank is the count of the smaller ones and half of its own."""
-    n = len(labels)
-    tied = _grouped(counts, labels)
-    ranks = np.cumsum(tied, axis=0) - tied / 2 - n / 2  # centred: weighted by the counts they sum to 0
-    weighted = counts * ranks[np.unique(labels, return_inverse=True)[1]]
-    var_x, untied = _rank_variance(tied, n), _rank_variance(counts, n)
-    scores = []
-    for prediction in predictions:
-        tied, weight = _grouped(counts, prediction), _grouped(weighted, prediction)
-        above = np.einsum("gs,gs->s", weight, np.cumsum(tied, axis=0)) - np.einsum("gs,gs->s", weight, tied) / 2
-        var_y = untied if len(tied) == n else _rank_variance(tied, n)
-        scores.append(_correlation(above / n, var_x, var_y, 1e-9, 1e-9))
-    return np.array(scores)
-
-
-def _grouped(amounts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Sums of ``amounts`` (n, resamples) over equal ``values`` (n,), smallest value first."""
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])
-    ordered = amounts[order]
-    return ordered if len(starts) == len(values) else np.add.reduceat(ordered, starts, axis=0)
-
-
-def _rank_variance(tied: np.ndarray, n: int) -> np.ndarray:
-    """Variance of mean ranks 1..n where ``tied`` (groups, resamples) examples share a rank."""
-    return (n**3 - np.einsum("gs,gs,gs->s", tied, tied, tied)) / (12 * n)
-
-
-def _correlation(covariance, var_x, var_y, least_x, least_y) -> np.ndarray:
-    """Covariance over the spreads; 0 where a side is constant (a variance not above its rounding error)."""
-    spread = np.sqrt(np.maximum(var_x * var_y, 0))
-    return np.divide(covariance, spread, out=np.zeros_like(spread), where=(var_x > least_x) & (var_y > least_y))
-
-
-STATISTICS = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews": _matthews,
-    "pearson": _pearson,
-    "spearman": _spearman,
-    "accuracy_f1": lambda c, y, p: (_accuracy(c, y, p) + _f1(c, y, p)) / 2,
-    "pearson_spearman": lambda c, y, p: (_pearson(c, y, p) + _spearman(c, y, p)) / 2,
-}
