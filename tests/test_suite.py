@@ -199,8 +199,13 @@ def test_further_splits_are_kept_beside_the_test_and_limited_as_it_is():
         (
             "size",
             lambda f: f.assign(label=[0.0, np.nan] + [0.0] * (len(f) - 2)),
-            "row 1: label must be a finite number",
+            "row 1: label must be a finite number; got None",
         ),
+        ("size", lambda f: f.assign(label=["0.5"] * len(f)), "row 0: label must be a finite number; got '0.5'"),
+        ("size", lambda f: f.assign(label=[0.5, -np.inf] * (len(f) // 2)), "row 1: label must be a finite number"),
+        ("letters", lambda f: f.assign(label=["a", "c"] * (len(f) // 2)), "row 1: .* of a, b; got 'c'"),
+        ("letters", lambda f: f.assign(label=[-1] + [0] * (len(f) - 1)), r"row 0: .*\[0, 1\] or of a, b; got -1"),
+        ("letters", lambda f: f.assign(label=[0.5] + [0] * (len(f) - 1)), r"row 0: .*; got 0\.5"),
         ("letters", lambda f: f.iloc[:0], "split test: empty"),
         ("letters", lambda f: f.rename(columns={"text": "sentence"}), "no column text; it has sentence, label"),
         ("letters", lambda f: f.assign(text=[None] + ["w1"] * (len(f) - 1)), "row 0: text is missing"),
@@ -211,8 +216,34 @@ def test_bad_data_is_named(name, change, words):
         make_task(name, {"train": frame(name, 40, 0), "test": change(frame(name, 10, 1))})
 
 
+def test_labels_may_be_names_of_classes():
+    frames = {"train": frame("letters", 40, 0), "test": frame("letters", 10, 1)}
+    named = {
+        split: part.assign(label=[CLASSES["letters"][label] for label in part["label"]])
+        for split, part in frames.items()
+    }
+    named["test"] = named["test"].astype({"label": "category"})
+    for split, part in make_task("letters", named).splits.items():
+        expected = make_task("letters", frames).splits[split]
+        assert part["label"].dtype == np.int64 and part["label"].tolist() == expected["label"].tolist()
+
+
 def test_bad_task_settings_are_named():
     with pytest.raises(ValueError, match="metrics must be of"):
         make_task("letters", metrics=["bleu"])
+    for task, metric, words in (
+        ("colours", "f1", "metric f1 is for two classes, and the task has 3 classes; choose of accuracy, f1_macro"),
+        ("colours", "accuracy_f1", "for two classes"),
+        ("letters", "pearson", "metric pearson is for numbers, and the task has 2 classes; choose of accuracy, f1, "),
+        ("letters", "pearson_spearman", "for numbers"),
+        ("size", "f1", "metric f1 is for two classes, and the task is a regression; choose of pearson, spearman"),
+        ("size", "matthews", "metric matthews is for classes"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make_task(task, metrics=[*METRICS[task], metric])
+    assert make_task("colours", metrics=["f1_macro", "matthews"]).metrics == ("f1_macro", "matthews")
+    for classes in ([], ["a"], ["a", "a"]):
+        with pytest.raises(ValueError, match="two different names or more"):
+            make_task("letters", classes=classes)
     with pytest.raises(ValueError, match=r"train: rows must be in \[1, 35\]"):
         make_task("letters", rows={"train": 99, "validation": 5, "test": None})

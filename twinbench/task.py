@@ -1,14 +1,16 @@
 """A task: rows of text with labels in three splits, and the metrics that score it."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from twinbench.metrics import METRICS
+from twinbench.metrics import check_fit
 
 SPLIT_SEED = 0  # of the split into training and validation rows; part of the protocol, not of a run
 
@@ -62,17 +64,18 @@ def load_task(
 
     Args:
         data: gives ``train`` and ``test`` frames from the local ``sources``, and others to be scored beside ``test``.
+            A class label is an id or one of the names in ``classes``.
         rows: rows of train, validation and test; None takes what is there (for train: what validation leaves).
         limit: of what is scored, at most the first so many rows.
 
     Raises:
-        ValueError: unknown metric, missing column, empty or too small split, or a label outside its range.
+        ValueError: classes that are not two names or more, a metric that is unknown or for another kind of task, a
+            missing column, an empty or too small split, or a label that is no class of the task or no number.
     """
-    if not metrics or set(metrics) - METRICS.keys():
-        raise ValueError(f"task {name}: metrics must be of {', '.join(METRICS)}; got {list(metrics)}")
-    frames = data(**sources)
-    for split, frame in frames.items():
-        _check_frame(name, split, frame, columns, classes)
+    if classes is not None and len(set(classes)) < max(2, len(classes)):
+        raise ValueError(f"task {name}: classes must be two different names or more, or null; got {list(classes)}")
+    check_fit(metrics, classes, f"task {name}")
+    frames = {split: _checked(name, split, frame, columns, classes) for split, frame in data(**sources).items()}
     train = frames["train"].iloc[np.random.default_rng(SPLIT_SEED).permutation(len(frames["train"]))]
     held_out = rows["validation"]
     splits = {
@@ -95,7 +98,8 @@ def _first(frame: pd.DataFrame, rows: int | None, who: str) -> pd.DataFrame:
     return frame.iloc[:count]
 
 
-def _check_frame(task: str, split: str, frame: pd.DataFrame, columns: list[str], classes: list[str] | None) -> None:
+def _checked(task: str, split: str, frame: pd.DataFrame, columns: list[str], classes: list[str] | None) -> pd.DataFrame:
+    """The frame with class ids or finite numbers as its labels."""
     who = f"task {task}, split {split}"
     absent = [column for column in [*columns, "label"] if column not in frame]
     if absent:
@@ -105,9 +109,11 @@ def _check_frame(task: str, split: str, frame: pd.DataFrame, columns: list[str],
     for column in columns:
         if frame[column].isna().any():
             raise ValueError(f"{who}, row {int(frame[column].isna().argmax())}: {column} is missing")
-    labels = frame["label"]
-    legal = labels.isin(range(len(classes))) if classes else np.isfinite(labels.astype(float))
-    if not legal.all():
-        row = int(np.argmin(legal.to_numpy()))
-        wanted = f"a class id in [0, {len(classes) - 1}]" if classes else "a finite number"
-        raise ValueError(f"{who}, row {row}: label must be {wanted}, got {labels.iloc[row]}")
+    names = {name: place for place, name in enumerate(classes or ())}
+    given = frame["label"].astype(object).where(frame["label"].notna(), None)
+    labels = [names.get(label, label) if isinstance(label, str) else label for label in given]
+    for row, label in enumerate(labels):
+        if not (label in range(len(names)) if classes else isinstance(label, Real) and math.isfinite(label)):
+            wanted = f"a class id in [0, {len(names) - 1}] or of {', '.join(names)}" if classes else "a finite number"
+            raise ValueError(f"{who}, row {row}: label must be {wanted}; got {label!r}")
+    return frame.assign(label=np.array(labels, dtype="int64" if classes else "float64"))
