@@ -246,7 +246,7 @@ def test_mistakes_found_while_planning(bench, override, words):
         (["method=expert", "method.task=letter"], "did you mean 'letters'?"),
         (["device=cuda:9"], "no CUDA device"),
         (["suite.tasks.letters.metrics=[acuracy]"], "metrics must be of"),
-        (["suite.tasks.letters.classes=[a]"], "label must be a class id in [0, 0], got 1"),
+        (["suite.tasks.colours.classes=[red,blue]"], "label must be a class id in [0, 1] or of red, blue; got 2"),
         (["suite.tasks.size.rows.test=99"], "rows must be in [1, 31] or null, got 99"),
     ],
 )
