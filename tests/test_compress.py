@@ -84,10 +84,31 @@ def test_old_factors_make_room(tmp_path, monkeypatch):
     assert kept == {factors.content_key(draw(16, 16, seed=seed)) for seed in (3, 4)}
 
 
-def test_svd_of_zero_stores_nothing():
-    part = svd(torch.zeros(5, 4), 2)
+@pytest.mark.parametrize("shape", [(3, 12, 5), (3, 5, 12), (2, 3, 6, 6)])
+def test_each_matrix_of_a_stack_is_factored_by_itself(shape):
+    stack = draw(*shape)
+    stack.flatten(0, -3)[1] = 0
+    u, s, v = torch.linalg.svd(stack.double(), full_matrices=False)
+    part = svd(stack, 2)
+    torch.testing.assert_close(dense(part).double(), (u * s[..., None, :])[..., :2] @ v[..., :2, :], atol=1e-5, rtol=0)
+    assert part.left.shape == (*shape[:-1], 2) and part.right.shape == (*shape[:-2], 2, shape[-1])
+    for matrix, found in zip(stack.flatten(0, -3), dense(part).flatten(0, -3), strict=True):
+        torch.testing.assert_close(found, dense(svd(matrix, 2)), atol=1e-6, rtol=0)
+
+
+def test_small_singular_values_are_told_apart():
+    values = torch.logspace(0, -5, 6, dtype=torch.float64)  # squared they lie below float32's rounding of the first
+    rows, columns = (torch.linalg.qr(draw(size, 6, seed=size).double()).Q for size in (40, 12))
+    matrix = (rows * values) @ columns.T
+    residual = (matrix - dense(svd(matrix.float(), 5)).double()).norm()
+    assert residual == pytest.approx(values[5].item(), rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 5, 4), (2, 4, 5)])
+def test_svd_of_zero_stores_nothing(shape):
+    part = svd(torch.zeros(shape), 2)
     assert is_zero(part)
-    assert torch.equal(dense(part), torch.zeros(5, 4))
+    assert torch.equal(dense(part), torch.zeros(shape))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -245,3 +245,20 @@ def test_twin_merging_ranks():
     smallest = twin_merging.merge(base, experts, rank_ratio=0.01, **settings)
     assert smallest.exclusive["task0"]["up.weight"].left.shape[1] == 1
     assert_same({"b": parts["up.bias"]}, {"b": experts["task0"]["up.bias"] - base["up.bias"]})
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((16, 40), 1), ((768, 16), 1), ((800, 768), 76), ((3, 40, 16), 1)])
+def test_a_rank_is_rounded_down(shape, rank):
+    experts = {"a": {"w": torch.randn(shape)}}
+    settings = {"shared": {"w": torch.zeros(shape)}, "compression": "svd", "density": None, "seed": 0}
+    identity = lambda matrix: torch.eye(min(matrix.shape))  # noqa: E731
+    merged = twin_merging.merge(experts["a"], experts, rank_ratio=0.1, basis=identity, **settings)
+    assert merged.exclusive["a"]["w"].right.shape[-2] == rank
+
+
+def test_tasks_draw_masks_of_their_own():
+    ones = {"w": torch.ones(40, 40)}
+    settings = {"shared": {"w": torch.zeros(40, 40)}, "compression": "bernoulli", "rank_ratio": None, "basis": basis}
+    merged = twin_merging.merge(ones, {"a": ones, "b": ones}, density=0.5, seed=0, **settings)
+    first, second = (dense(merged.exclusive[task]["w"]) > 0 for task in ("a", "b"))
+    assert 0.4 < (first == second).float().mean() < 0.6

@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 class LowRank(NamedTuple):
-    """``left @ right``: (d_out, r) and (r, d_in), the singular values folded into one of them."""
+    """``left @ right``: (d_out, r) and (r, d_in), the singular values folded into one of them.
+
+    A stack of matrices, such as the experts of a mixture in one tensor, has stacks of both factors.
+    """
 
     left: Tensor
     right: Tensor
@@ -58,7 +61,7 @@ def svd(delta: Tensor, rank: int, basis: Callable[[Tensor], Tensor] = basis) -> 
     ``right`` are in falling order of singular value, so a smaller rank is a slice.
 
     Args:
-        delta: (d_out, d_in), finite.
+        delta: (d_out, d_in), or a stack of such matrices (..., d_out, d_in), each factored by itself; finite.
         rank: number of singular triplets kept, at least 1; more than min(d_out, d_in) keeps all. A zero matrix
             gives rank 0, which stores nothing and is exact.
         basis: computes or remembers `basis` of a matrix.
@@ -72,9 +75,14 @@ def svd(delta: Tensor, rank: int, basis: Callable[[Tensor], Tensor] = basis) -> 
     if not torch.isfinite(bounds).all():
         raise ValueError("cannot factor a matrix with NaN or infinite elements")
     if not bounds.any():
-        return LowRank(delta.new_zeros(delta.shape[0], 0), delta.new_zeros(0, delta.shape[1]))
-    top = basis(delta)[:, :rank]
-    left, right = (delta @ top, top.T) if delta.shape[0] >= delta.shape[1] else (top, top.T @ delta)
+        *stack, d_out, d_in = delta.shape
+        return LowRank(delta.new_zeros(*stack, d_out, 0), delta.new_zeros(*stack, 0, d_in))
+    if delta.dim() > 2:
+        vectors = torch.stack([basis(matrix) for matrix in delta.flatten(0, -3)]).unflatten(0, delta.shape[:-2])
+    else:
+        vectors = basis(delta)
+    top = vectors[..., :rank]
+    left, right = (delta @ top, top.mT) if delta.shape[-2] >= delta.shape[-1] else (top, top.mT @ delta)
     return LowRank(left.contiguous(), right.contiguous())
 
 
@@ -105,7 +113,7 @@ def dense(part: Part) -> Tensor:
 def is_zero(part: Part) -> bool:
     """Whether the part changes nothing, so that it need not be stored."""
     if isinstance(part, LowRank):
-        return part.left.shape[1] == 0
+        return part.left.shape[-1] == 0
     return not (part.values if isinstance(part, Sparse) else part).any()
 
 

@@ -5,7 +5,8 @@ method; C keeps what is exclusive to task t in compressed form (truncated SVD by
 a router. The paper's theta_t is ``experts[t]``, its v_t our exclusive part, its rank r ours.
 
 Departures from the authors' code: factors stay factored; the rank is at least 1, so tensors of a single row (token
-types) are kept; biases belong to the merged weights unless the protocol is ``paper``. As there, vectors stay dense.
+types) are kept; each matrix of a stack (a mixture's experts in one tensor) is compressed by itself; biases belong to
+the merged weights unless the protocol is ``paper``. As there, vectors stay dense.
 """
 
 from collections.abc import Callable, Mapping
@@ -61,7 +62,7 @@ def merge(
         if delta.dim() < 2 or compression == "none":
             return delta
         if compression == "svd":
-            return svd(delta, max(1, int(rank_ratio * min(delta.shape))), basis)
+            return svd(delta, max(1, int(rank_ratio * min(delta.shape[-2:]))), basis)
         if compression == "magnitude":
             return magnitude(delta, density)
         return bernoulli(delta, density, generator(seed, task, name))
