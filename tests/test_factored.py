@@ -159,6 +159,61 @@ def test_the_base_and_factored_parts_generate_what_each_dense_merge_generates(fa
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 
 
+EMBEDDINGS = {
+    "untied": (False, ["embed_tokens", "q_proj"], {}),
+    "both": (False, ["embed_tokens", "lm_head"], {}),
+    "tied": (True, ["embed_tokens", "q_proj"], {"ensure_weight_tying": True}),
+}
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+@torch.inference_mode()
+def test_adapted_embeddings_are_merged_and_routed_as_factors(tmp_path, kind):
+    """PEFT writes an adapted embedding's own weight too, and of a tied one the output's factors."""
+    tie, targets, settings = EMBEDDINGS[kind]
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SETTINGS | {"tie_word_embeddings": tie})).eval()
+    base, folders, batch = state(model), {}, left_padded(prompts())
+    for position, name in enumerate("abc"):
+        folders[name] = tmp_path / name
+        expert = adapted(model, {"r": 2 + position, "lora_alpha": 3, "target_modules": list(targets)} | settings).eval()
+        expert.save_pretrained(folders[name])
+        whole = copy.deepcopy(model)
+        whole.load_state_dict(dict(read_adapter(folders[name], base)), strict=not tie)
+        torch.testing.assert_close(whole(**batch).logits, expert(**batch).logits, atol=1e-4, rtol=0)
+    adapters = {name: read_factors(folder, base) for name, folder in folders.items()}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in adapters["a"]} == {*targets}
+    with attach(model, merge(base, adapters, scaled(SCALING), 5 / 32).exclusive) as routes:
+        routes.weights = with_shared(WEIGHTS, 3)
+        found = model(**batch).logits
+    for row, route in enumerate(WEIGHTS.tolist()):
+        whole = copy.deepcopy(model)
+        whole.load_state_dict(with_route(dense_merge(model, folders, 5), route), strict=not tie)
+        torch.testing.assert_close(found[row], whole(**batch).logits[row], atol=1e-4, rtol=0)
+
+
+def test_an_embedding_of_a_tied_model_is_not_adapted_alone(tmp_path):
+    model = LlamaForCausalLM(LlamaConfig(**SETTINGS | {"tie_word_embeddings": True}))
+    base = state(model)
+    for name, settings in {
+        "factors": {"target_modules": ["embed_tokens"]},
+        "whole": {"modules_to_save": ["embed_tokens"]},
+    }.items():
+        adapted(model, {"r": 2, "target_modules": ["q_proj"]} | settings).save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=r"changes model\.embed_tokens\.weight and not the output"):
+            read_adapter(tmp_path / name, base)
+    both = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True, "target_modules": ["q_proj"]}
+    expert = adapted(model, both)
+    with torch.no_grad():
+        expert.get_input_embeddings().weight.add_(1)
+    expert.save_pretrained(tmp_path / "both")
+    found = read_adapter(tmp_path / "both", base)
+    assert list(found) == list(base)
+    torch.testing.assert_close(found["model.embed_tokens.weight"], base["model.embed_tokens.weight"] + 1)
+    with pytest.raises(ValueError, match=r"in full model\.embed_tokens\.weight"):
+        read_factors(tmp_path / "both", base)
+
+
 @pytest.mark.parametrize(("d_out", "d_in", "columns"), [(12, 9, 4), (9, 12, 4), (12, 9, 30), (1, 9, 3)])
 @pytest.mark.parametrize("rank", [1, 3, 50])
 def test_truncated_is_the_svd_of_the_product(d_out, d_in, columns, rank):
@@ -266,6 +321,9 @@ def test_coefficients_of_linear_methods_are_found_and_others_refused():
     for method in (
         lambda b, e: ties.merge(b, e, density=0.2, scaling=1.0, scope="global", aggregate="mean"),
         lambda b, e: dare.merge(b, e, density=0.5, scaling=0.3, seed=0),
+        lambda b, e: Merged(
+            {n: average.merge(b, e).shared[n] if t.dim() < 2 else t.sort(0).values for n, t in b.items()}
+        ),
     ):
         with pytest.raises(ValueError, match="this one is not: use suite"):
             coefficients(method, tasks)

@@ -3,12 +3,18 @@
 import json
 import math
 
+import peft
 import pytest
 import torch
+from conftest import tiny_config
+from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
+from torch import nn
+from transformers import BertForSequenceClassification
 
 from baselines import task_arithmetic
-from twinbench.lora import read_adapter
+from twinbench.compress import dense
+from twinbench.lora import CHANGES_BASE, by_pattern, read_adapter, read_factors
 
 SHAPES = {
     "embed.weight": (10, 4),
@@ -66,12 +72,88 @@ def test_patterns_give_modules_their_own_rank_and_alpha(tmp_path):
         torch.testing.assert_close(expert[f"{module}.weight"], expected)
 
 
+MODULES = [
+    "v_proj",
+    "a.v_proj",
+    "a.kv_proj",
+    "a.v_proj.x",
+    "a.v_proj_x",
+    "a.bXv_proj",
+    "a.b.v_proj",
+    "layers.11.v_proj",
+]
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ["v_proj"],
+        ["kv_proj", "v_proj"],
+        ["b.v_proj"],
+        ["^v_proj"],
+        ["^a.v_proj", "v_proj"],
+        ["^v_proj$", ".*"],
+        [r"layers\.1\.v_proj"],
+        [r"layers\.\d+\.v_proj", "11.v_proj"],
+        ["[kv]+_proj", "v_proj|x"],
+        ["v_proj|x", "[kv]+_proj"],
+        ["proj", "v_pro"],
+        [],
+    ],
+)
+def test_patterns_match_what_they_match_in_peft(patterns):
+    values = {pattern: value for value, pattern in enumerate(patterns)}
+    for module in MODULES:
+        assert by_pattern(module, values, -1) == values.get(get_pattern_key(values, module), -1), module
+
+
+class Attention(nn.Module):
+    """Names of which one is the end of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.v_proj, self.kv_proj, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+
+    def forward(self, x):
+        return self.out(self.v_proj(x) + self.kv_proj(x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank_pattern": {"v_proj": 3}, "alpha_pattern": {"v_proj": 9}},
+        {"rank_pattern": {"^1.out": 3, "out": 4}, "alpha_pattern": {"k?v_proj": 1, "kv_proj": 7}, "use_rslora": True},
+        {"bias": "all"},
+    ],
+)
+def test_an_adapter_that_peft_wrote_makes_the_model_that_peft_makes_of_it(tmp_path, settings):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Attention(), Attention()), draw(5, 6)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    targets = ["v_proj", "kv_proj", "out"]
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False, **settings)
+    )
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            parameter += 0.1 * torch.ones_like(parameter) * ("bias" in name and "bias" in settings)
+    adapted.save_pretrained(tmp_path)
+    wanted, whole = adapted(x), nn.Sequential(Attention(), Attention())
+    whole.load_state_dict(dict(read_adapter(tmp_path, base)))
+    torch.testing.assert_close(whole(x), wanted)
+    if "bias" not in settings:
+        factored = read_factors(tmp_path, base)
+        whole.load_state_dict(base | {name: base[name] + dense(part) for name, part in factored.items()})
+        torch.testing.assert_close(whole(x), wanted)
+
+
 def test_weights_stored_as_in_out_and_embeddings_are_transposed(tmp_path):
     base, tensors = base_state(), factors("down", 4, 6, 2)
     expert = read_adapter(write(tmp_path / "a", tensors, fan_in_fan_out=True), base)
     torch.testing.assert_close(expert["down.weight"], base["down.weight"] + 3 * product(tensors, "down").T)
     a, b = draw(2, 10, seed=1), draw(4, 2, seed=2)
-    expert = read_adapter(write(tmp_path / "b", {"embed.lora_embedding_A": a, "embed.lora_embedding_B": b}), base)
+    embedding = {"embed.lora_embedding_A": a, "embed.lora_embedding_B": b}
+    expert = read_adapter(write(tmp_path / "b", embedding, task_type="FEATURE_EXTRACTION"), base)
     torch.testing.assert_close(expert["embed.weight"], base["embed.weight"] + 3 * (b @ a).T)
 
 
@@ -84,6 +166,14 @@ def test_tensors_saved_in_full_replace_the_base_and_a_head_is_added(tmp_path):
     assert torch.equal(expert["layer.0.query.bias"], bias)
     assert torch.equal(expert["embed.weight"], embed)
     assert torch.equal(expert["score.weight"], head)
+
+
+def test_tensors_saved_in_full_have_the_bases_dtype_and_a_head_keeps_its_own(tmp_path):
+    base, bias, score = base_state(torch.bfloat16), draw(6, seed=3), draw(2, 4)
+    folder = write(tmp_path / "a", {"layer.0.query.bias": bias, "score.weight": score}, modules_to_save=["score"])
+    expert = read_adapter(folder, base)
+    assert torch.equal(expert["layer.0.query.bias"], bias.to(torch.bfloat16))
+    assert expert["score.weight"].dtype == torch.float32
 
 
 def test_the_delta_is_formed_and_kept_in_float32_beside_a_base_of_fewer_digits(tmp_path):
@@ -113,17 +203,39 @@ def test_experts_of_other_rank_and_other_targets_merge_as_whole_deltas(tmp_path)
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"use_dora": True}, "use_dora=True"),
         ({"lora_bias": True, "use_dora": True}, "use_dora=True, lora_bias=True"),
         ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication"),
-        ({"init_lora_weights": "pissa_niter_4"}, "which changes the base"),
+        ({"kasa_config": {"beta": 1e-4}}, "kasa_config"),
+        *(({"init_lora_weights": name}, f"'{name}', which changes the base") for name in CHANGES_BASE),
+        ({"init_lora_weights": "PiSSA_niter_4"}, "which changes the base"),
         ({"r": "many"}, "not the configuration of a LoRA adapter"),
     ],
 )
 def test_unsupported_adapters_are_named(tmp_path, config, words):
     with pytest.raises(ValueError, match=words):
         read_adapter(write(tmp_path / "a", factors("layer.0.query", 4, 6, 2), **config), base_state())
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("IA3", {"feedforward_modules": []}),
+        ("LoHa", {"r": 2}),
+        ("LoKr", {"r": 2}),
+        ("OFT", {"oft_block_size": 4}),
+        ("Vera", {"r": 2}),
+        ("AdaLora", {"target_r": 2, "total_step": 10}),
+        ("HRA", {"r": 2}),
+    ],
+)
+def test_pefts_other_kinds_are_refused_by_their_name(tmp_path, kind, settings):
+    model = BertForSequenceClassification(tiny_config())
+    config = getattr(peft, f"{kind}Config")(target_modules=["query"], **settings)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    for read in (read_adapter, read_factors):
+        with pytest.raises(ValueError, match=f"peft_type is {kind.upper()}; of PEFT's adapters only LORA"):
+            read(tmp_path, model.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ from twinbench.state_dict import StateDict, listed, open_safetensors
 
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
+SECOND = re.compile(r"\.(original_module|modules_to_save)\.")  # bias="all" writes a saved module's biases three times
 UNSUPPORTED = (
     *("use_dora", "lora_bias", "use_qalora", "layer_replication", "target_parameters", "trainable_token_indices"),
-    *("alora_invocation_tokens", "arrow_config", "use_bdlora", "velora_config"),
+    *("alora_invocation_tokens", "arrow_config", "use_bdlora", "velora_config", "kasa_config", "monteclora_config"),
 )  # settings that change what B and A mean
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initializations after which the base is another one
 ONCE = (
@@ -51,19 +52,18 @@ def read_adapter(folder: Path, base: Mapping[str, Tensor]) -> StateDict:
 
     An adapted tensor is formed when it is asked for, and is float32 whatever the base is: beside weights in bfloat16,
     whose last digit is larger than most differences, these would be rounded away before anything is merged. Others
-    have the base's dtype. Tensors that the adapter saves in
-    full (``modules_to_save``, biases) replace the base's; those that the base does not have, such as a head, come after
-    the base's names.
+    have the base's dtype. Tensors that the adapter saves in full (``modules_to_save``, biases) replace the base's;
+    those that the base does not have, such as a head, come after the base's names.
 
     Args:
         base: under the names that the adapted model had.
 
     Raises:
         FileNotFoundError: a file of the adapter is missing.
-        ValueError: the adapter is no LoRA, has features beyond the above, or does not fit the base.
+        ValueError: the adapter is no LoRA, has features beyond the above, does not fit the base, or changes a tied
+            embedding without the output that is tied to it.
     """
-    file, config, deltas, full = _open(folder)
-    _check_fit(file, deltas, full, base, config, folder)
+    file, deltas, full = _open(folder, base)
 
     def tensor(name: str) -> Tensor:
         origin = file.get_tensor(full[name]) if name in full else base[name]
@@ -81,20 +81,20 @@ def read_factors(folder: Path, base: Mapping[str, Tensor] | None = None) -> Mapp
     A pair is read when it is asked for, in float32 whatever the file holds.
 
     Args:
-        base: if given, the adapter must fit it as for `read_adapter`. Only shapes are looked at, so the parameters of
-            a model on the meta device will do.
+        base: if given, the adapter must fit it as for `read_adapter`, and may save tensors in full that are the
+            base's, as PEFT does of an adapted embedding. Of the other tensors only shapes are looked at, so parameters
+            on the meta device will do.
 
     Raises:
         FileNotFoundError: a file of the adapter is missing.
-        ValueError: as for `read_adapter`; or the adapter saves tensors in full, which no factors stand for.
+        ValueError: as for `read_adapter`; or the adapter saves other tensors in full, which no factors stand for.
     """
-    file, config, deltas, full = _open(folder)
-    if full:
+    file, deltas, full = _open(folder, base)
+    changed = [name for name, key in full.items() if base is None or not _is_same(file.get_tensor(key), base.get(name))]
+    if changed:
         raise ValueError(
-            f"{folder}: only low-rank differences can be kept factored, and the adapter saves in full {listed([*full])}"
+            f"{folder}: only low-rank differences can be kept factored, and the adapter saves in full {listed(changed)}"
         )
-    if base is not None:
-        _check_fit(file, deltas, full, base, config, folder)
 
     def part(name: str) -> LowRank:
         left, right = _factors(file, deltas[name])
@@ -103,8 +103,8 @@ def read_factors(folder: Path, base: Mapping[str, Tensor] | None = None) -> Mapp
     return StateDict(deltas, part)
 
 
-def _open(folder: Path) -> tuple[safe_open, dict, dict[str, Delta], dict[str, str]]:
-    """An adapter's file, its configuration, and what `_contents` finds in it."""
+def _open(folder: Path, base: Mapping[str, Tensor] | None) -> tuple[safe_open, dict[str, Delta], dict[str, str]]:
+    """An adapter's file and what `_contents` finds in it, checked against its configuration and against the base."""
     config, path = read_config(folder), folder / "adapter_model.safetensors"
     if not path.exists():
         if (folder / "adapter_model.bin").exists():
@@ -118,7 +118,18 @@ def _open(folder: Path) -> tuple[safe_open, dict, dict[str, Delta], dict[str, st
     file = open_safetensors(path)
     deltas, full = _contents(file.keys(), config, folder)
     _check_ranks(file, deltas, config, folder)
-    return file, config, deltas, full
+    if base is None:
+        return file, deltas, full
+    copies = _tied_copies(file, deltas, full, base) if config.get("ensure_weight_tying") else set()
+    deltas, full = ({name: of[name] for name in of if name not in copies} for of in (deltas, full))
+    _check_fit(file, deltas, full, base, config, folder)
+    if not copies:
+        _check_untied(deltas, full, base, config, folder)
+    return file, deltas, full
+
+
+def _is_same(tensor: Tensor, origin: Tensor | None) -> bool:
+    return origin is not None and torch.equal(tensor.to(origin.dtype), origin)
 
 
 def _factors(file: safe_open, delta: Delta) -> tuple[Tensor, Tensor]:
@@ -139,12 +150,14 @@ def read_config(folder: Path) -> dict:
         raise FileNotFoundError(f"{folder}: no adapter_config.json")
     try:
         config = dict(json.loads(path.read_text(encoding="utf-8")))
-        config["r"], config["lora_alpha"] = int(config["r"]), float(config["lora_alpha"])
+        kind = config.get("peft_type", "LORA")
+        if kind == "LORA":  # what others call r, if they have it, is something else
+            config["r"], config["lora_alpha"] = int(config["r"]), float(config["lora_alpha"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not the configuration of a LoRA adapter ({error!r})") from error
+    if kind != "LORA":
+        raise ValueError(f"{path}: peft_type is {kind}; of PEFT's adapters only LORA can be an expert")
     found = [f"{name}={config[name]!r}" for name in UNSUPPORTED if config.get(name)]
-    if config.get("peft_type", "LORA") != "LORA":
-        found.insert(0, f"peft_type={config['peft_type']!r}")
     if str(config.get("init_lora_weights")).lower().startswith(CHANGES_BASE):
         found.append(f"init_lora_weights={config['init_lora_weights']!r}, which changes the base")
     if found:
@@ -157,6 +170,8 @@ def _contents(keys: list[str], config: Mapping, folder: Path) -> tuple[dict[str,
     factors, full = {}, {}
     for key in keys:
         match = FACTOR.fullmatch(key.removeprefix(PREFIX))
+        if config.get("bias") == "all" and SECOND.search(key):
+            continue
         if match:
             factors.setdefault((match["module"], bool(match["embedding"])), {})[match["factor"]] = key
         else:
@@ -201,6 +216,48 @@ def _check_ranks(file: safe_open, deltas: Mapping[str, Delta], config: Mapping, 
             wrong.append(f"{name} has A {list(a)} and B {list(b)}, adapter_config.json says rank {rank}")
     if wrong:
         raise ValueError(f"{folder}: {listed(wrong, '; ')}")
+
+
+def _tied_copies(
+    file: safe_open, deltas: Mapping[str, Delta], full: Mapping[str, str], base: Mapping[str, Tensor]
+) -> set[str]:
+    """The weights that the base does not have because they are tied to others, which the adapter changes alike.
+
+    ``ensure_weight_tying`` writes an embedding's factors a second time, exchanged and transposed, for the output.
+    """
+
+    def change(name: str) -> tuple[Tensor, ...]:
+        return _factors(file, deltas[name]) if name in deltas else (file.get_tensor(full[name]),)
+
+    changed = full | deltas
+    owns = [change(name) for name in changed if name in base]
+
+    def is_copy(name: str) -> bool:
+        return any(len(own) == len(change(name)) and all(map(torch.equal, own, change(name))) for own in owns)
+
+    return {name for name in changed if name not in base and is_copy(name)}
+
+
+def _check_untied(
+    deltas: Mapping[str, Delta], full: Mapping[str, str], base: Mapping[str, Tensor], config: Mapping, folder: Path
+) -> None:
+    """Refuse a changed embedding in a language model whose output is tied to it.
+
+    PEFT then changes what goes in and not what comes out, which no tied model does. The base is tied where it stores no
+    second matrix of that shape.
+    """
+    headed = any(name not in base for name in full)
+    if headed or config.get("task_type") not in ("CAUSAL_LM", None):
+        return
+    moved = [name for name, delta in deltas.items() if ".lora_embedding_" in delta.a]
+    moved += [name for name in full if name.endswith("embed_tokens.weight") and name not in deltas]
+    for name in moved:
+        shape = tuple(base[name].shape)
+        if not any(tuple(base[other].shape) == shape for other in base if other != name):
+            raise ValueError(
+                f"{folder}: changes {name} and not the output that the base ties to it, so it makes no model like the "
+                "base; train it with ensure_weight_tying=True, or leave the embedding alone"
+            )
 
 
 def _check_fit(
