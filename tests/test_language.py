@@ -152,7 +152,7 @@ def twin() -> Method:
 def factored_twin(**changes) -> Method:
     """Twin-Merging as `run.py` binds it."""
     settings = {"compression": "svd", "rank_ratio": 0.2, "density": None, "seed": 0, "basis": basis} | changes
-    return Method("twin", partial(twin_merging.merge, **settings), "router", twin().shared)
+    return Method("twin_merging", partial(twin_merging.merge, **settings), "router", twin().shared)
 
 
 def answered(results: dict) -> list:
@@ -245,6 +245,8 @@ def test_methods_that_are_not_linear_are_refused_where_experts_stay_factors(fami
     pruned = factored_twin(compression="magnitude", rank_ratio=None, density=0.1)
     with pytest.raises(ValueError, match="compression must be svd, got 'magnitude'"):
         merge(slim, pruned, False)
+    with pytest.raises(ValueError, match=r"masks has no factored form \(individual, twin_merging have\)"):
+        merge(slim, method("masks", individual.merge, "task"), False)
 
 
 @pytest.mark.parametrize("task", ["truthful_qa", "cnn_dailymail"])

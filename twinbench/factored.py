@@ -21,7 +21,7 @@ from twinbench.compress import LowRank, dense, is_zero, svd
 from twinbench.merged import Merged
 from twinbench.state_dict import listed
 
-PROBED = 512  # elements of the random models that tell whether a method is linear
+PROBED = (32, 16)  # shape of the random models that tell whether a method is linear: matrices, as all that LoRA adapts
 
 Factors = Mapping[str, LowRank]  # by parameter name of the base; a name without factors is not changed
 
@@ -67,10 +67,10 @@ def coefficients(static: Callable[..., Merged], experts: Sequence[str]) -> dict[
         ValueError: what the method gives is no such sum (it trims, draws or elects).
     """
     generator = torch.Generator().manual_seed(0)
-    origin, *others = torch.randn(1 + len(experts), PROBED, generator=generator)
+    origin, *others = torch.randn(1 + len(experts), *PROBED, generator=generator)
     given = {t: {"w": other} for t, other in zip(experts, others, strict=True)}
-    difference = static({"w": origin}, given).shared["w"] - origin
-    vectors = torch.stack([other - origin for other in others], 1).double()
+    difference = (static({"w": origin}, given).shared["w"] - origin).flatten()
+    vectors = torch.stack([(other - origin).flatten() for other in others], 1).double()
     found = torch.linalg.lstsq(vectors, difference.double()[:, None]).solution[:, 0]
     if not torch.allclose(vectors @ found, difference.double(), atol=1e-4):
         raise ValueError(

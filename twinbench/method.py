@@ -10,6 +10,8 @@ from twinbench.merged import Merged, materialize
 from twinbench.state_dict import StateDict
 from twinbench.suite import Suite
 
+FACTORED = ("individual", "twin_merging")  # of the methods with exclusive parts, those with a form for LoRA factors
+
 
 @dataclass(frozen=True)
 class Method:
@@ -49,8 +51,14 @@ def merge(suite: Suite, method: Method, gold_biases: bool) -> tuple[Merged, floa
 
 
 def _factored(suite: Suite, method: Method) -> Merged:
-    """The merge of LoRA experts as factors beside the base, which stays as it is."""
-    settings = _bound(method.merge)
+    """The merge of LoRA experts as factors beside the base, which stays as it is.
+
+    Raises:
+        ValueError: the method, or its compression, has no factored form.
+    """
+    settings, name = _bound(method.merge), method.identity.partition(" ")[0]
+    if method.route and name not in FACTORED:
+        raise ValueError(f"{name} has no factored form ({', '.join(FACTORED)} have): use suite.factored=false")
     if settings.get("compression", "svd") != "svd":
         raise ValueError(f"suite.factored=true keeps factors: compression must be svd, got {settings['compression']!r}")
     if method.route == "task":
