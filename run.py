@@ -232,7 +232,7 @@ def open_suite(suite_json: str, device: str):
             name: trainer.finetune(base, tasks[name], recipe, expert_folder(config, name), device, **words)
             for name, recipe in recipes.items()
         }
-    opened, given = suite.open_suite, {}
+    opened, given = suite.open_suite, {"head": suite_config.head(config)}
     if suite_config.generative(config):
         opened, given = suite.open_causal_suite, {key: config[key] for key in ("factored", "dtype", "device_map")}
     return opened(config["name"], base, folders, tasks, suite_config.merged(config), **given, **words)

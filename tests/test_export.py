@@ -18,7 +18,7 @@ import run
 from twinbench import benchmark, inference, plan, records
 from twinbench.merged import with_route
 from twinbench.routed import attach
-from twinbench.suite import backbone, classifier
+from twinbench.suite import backbone, classifier, load
 
 ROWS = range(0, 31, 6)  # test rows that are compared
 TWIN = ["method=twin_merging", "method.rank_ratio=0.2"]
@@ -51,7 +51,7 @@ def built(cfg):
 def logits_of(suite, task, state=None, merged=None, weights=None):
     """Our own forward of the compared rows: of one state dict, or of routed exclusive parts."""
     module, rows = backbone(suite, "cpu"), list(ROWS)
-    module.load_state_dict(merged.shared if state is None else state)
+    load(module, merged.shared if state is None else state)
     model = classifier(suite, task, module)
     if weights is None:
         return inference.forward(model, suite, task, "test", rows, batch_size=4)
@@ -62,7 +62,7 @@ def logits_of(suite, task, state=None, merged=None, weights=None):
 def features_of(suite, task, merged, layer=None, pool="mean"):
     """What the router reads of the compared rows."""
     module = backbone(suite, "cpu")
-    module.load_state_dict(merged.shared)
+    load(module, merged.shared)
     how = {"layer": layer, "pool": pool, "rows": None, "batch_size": 4}
     return inference.features(module, suite, task, "test", **how)[list(ROWS)]
 
@@ -107,7 +107,7 @@ def test_a_static_merge_is_a_normal_model_for_every_task(export, monkeypatch, me
         shard = folder / "tasks" / task / "model-00001-of-00002.safetensors"
         assert shard.samefile(folder / "model.safetensors"), "the shared weights are on the disk once"
     bare, info = AutoModel.from_pretrained(folder, output_loading_info=True)
-    assert not info["missing_keys"]
+    assert set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}, "they belong to the heads"
     texts = [suite.tasks["size"].splits["test"]["text"][row] for row in ROWS]
     with torch.inference_mode():
         means = [bare(**suite.tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1) for text in texts]
@@ -134,7 +134,7 @@ def test_the_known_tasks_expert_is_the_shared_model_and_a_lora_adapter(export, m
         got = stacked(run_block(block, suite, task, monkeypatch, folder))
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
         if not (shared and task == "letters"):
-            assert (expected - logits_of(suite, task, merged=merged)).abs().max() > 1e-2, "the expert matters here"
+            assert (expected - logits_of(suite, task, merged=merged)).abs().max() > 1e-3, "the expert matters here"
     config = json.loads((folder / "experts" / "colours" / "adapter_config.json").read_text())
     ranks = {expert.right.shape[0] for expert in merged.exclusive["colours"].values() if hasattr(expert, "right")}
     assert {config["r"], *config["rank_pattern"].values()} == ranks == {1, 3}

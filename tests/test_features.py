@@ -12,7 +12,7 @@ from twinbench.merged import Merged
 from twinbench.method import Method
 from twinbench.router import Mlp
 from twinbench.routing import Setting
-from twinbench.suite import backbone, open_suite
+from twinbench.suite import backbone, load, open_suite
 
 RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 3, "batch_size": 16, "top_k": None}
 DRAW = np.random.default_rng(0)
@@ -29,7 +29,9 @@ def suite(family):
     frames = {"train": pairs(40), "test": pairs(10)}
     tasks = {task: make_task(task) for task in CLASSES}
     tasks["letters"] = make_task("letters", frames, columns=["one", "two"])
-    return open_suite("tiny", family / "base", {task: family / "experts" / task for task in CLASSES}, tasks)
+    return open_suite(
+        "tiny", family / "base", {task: family / "experts" / task for task in CLASSES}, tasks, head="pooler"
+    )
 
 
 @torch.inference_mode()
@@ -50,7 +52,7 @@ def reference(suite, task, layer, pool, row):
 @pytest.mark.parametrize("layer", [None, 0, 1, 2])
 def test_features_are_the_layers_hidden_states_pooled(suite, layer, pool):
     module = backbone(suite, "cpu")
-    module.load_state_dict(dict(suite.base.items()))
+    load(module, dict(suite.base.items()))
     for task in ("letters", "colours"):
         found = inference.features(module, suite, task, "test", layer=layer, pool=pool, rows=None, batch_size=4)
         wanted = torch.stack([reference(suite, task, layer, pool, row) for row in range(10)])
@@ -84,7 +86,7 @@ def test_a_router_is_trained_on_held_out_rows_or_on_so_many_training_rows(suite)
         train, held_out, _ = routing._examples(suite, static, setting, "size")
         assert (len(train), len(held_out)) == sizes
         where = {"layer": None, "pool": "mean", "batch_size": 8}
-        backbone(suite, "cpu").load_state_dict(dict(suite.base.items()))
+        load(backbone(suite, "cpu"), dict(suite.base.items()))
         read = inference.features(
             backbone(suite, "cpu"), suite, "size", "validation" if rows is None else "train", rows=sizes[0], **where
         )
@@ -118,7 +120,9 @@ def test_characters_tell_apart_what_the_tokenizer_reads_alike(family):
         "letters": make_task("letters", frames[True], **rows),
         "colours": make_task("colours", frames[False], **rows),
     }
-    suite = open_suite("tiny", family / "base", {task: family / "experts" / task for task in tasks}, tasks)
+    suite = open_suite(
+        "tiny", family / "base", {task: family / "experts" / task for task in tasks}, tasks, head="pooler"
+    )
     static = Method("average", lambda base, experts: Merged(base), None, None)
     accuracy = {}
     for name, reads in {"hidden": {}, "text": {"source": None, "characters": 1024}}.items():

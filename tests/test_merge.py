@@ -77,9 +77,10 @@ def test_classifiers_are_merged_without_their_heads(family, tmp_path, capsys):
         task: {name.removeprefix("bert."): t for name, t in load_file(folder / "model.safetensors").items()}
         for task, folder in experts.items()
     }
-    wanted, found = method(base, states).shared, AutoModel.from_pretrained(tmp_path / "out").state_dict()
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    base, *states = ({n: t for n, t in state.items() if "pooler" not in n} for state in (base, *states.values()))
+    wanted, found = method(base, dict(enumerate(states))).shared, AutoModel.from_pretrained(tmp_path / "out")
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == wanted.keys()
+    assert all(torch.equal(wanted[name], found.state_dict()[name]) for name in wanted)
 
 
 def test_weights_that_are_not_finite_are_named_and_nothing_is_left(models):

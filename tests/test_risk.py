@@ -21,11 +21,10 @@ RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 10, "batch_
 
 @torch.inference_mode()
 def predicted(family, task: str, expert: str, texts: list[str]) -> np.ndarray:
-    """The head of one expert on the backbone of another, row by row."""
+    """The head of one expert, its pooler included, on the encoder of another, row by row."""
     model = BertForSequenceClassification.from_pretrained(family / "experts" / task).eval()
-    model.bert.load_state_dict(
-        BertForSequenceClassification.from_pretrained(family / "experts" / expert).bert.state_dict()
-    )
+    other = BertForSequenceClassification.from_pretrained(family / "experts" / expert).bert
+    model.bert.embeddings, model.bert.encoder = other.embeddings, other.encoder
     tokenizer = AutoTokenizer.from_pretrained(family / "base")
     rows = [model(**tokenizer(t, truncation=True, max_length=16, return_tensors="pt")).logits[0] for t in texts]
     return np.array([row.argmax().item() if CLASSES[task] else row[0].item() for row in rows], dtype=float)
@@ -46,7 +45,9 @@ def suite(family):
                 else label + 0.5 * label.std() * draw.normal(size=len(rows))
             )
         tasks[task] = make_task(task, frames, rows={"train": 40, "validation": 24, "test": None})
-    return open_suite("tiny", family / "base", {task: family / "experts" / task for task in CLASSES}, tasks)
+    return open_suite(
+        "tiny", family / "base", {task: family / "experts" / task for task in CLASSES}, tasks, head="pooler"
+    )
 
 
 def test_costs_are_what_the_normalized_score_loses(family, suite):

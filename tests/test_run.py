@@ -11,10 +11,12 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import CLASSES, OS_ENVIRON, ROOT, command, edit_weights, frame, tokenizer, write_suite
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
+from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
 import run
@@ -87,6 +89,26 @@ def test_a_run_leaves_complete_records_and_predictions(bench):
         assert kept
         for row in kept:
             assert row["value"] == score(row["metric"], group["label"].to_numpy(), group["prediction"].to_numpy())
+
+
+@pytest.mark.parametrize("head", ["pooler", "classifier"])
+def test_an_average_keeps_each_tasks_own_head(bench, family, tmp_path, head):
+    """The predictions of plain transformers: the mean of what is merged, under the task's own pooler and classifier."""
+    write_suite(family, tmp_path / "conf", head=head)
+    assert bench("method=average", conf=tmp_path / "conf") == "ok"
+    found = records.predictions(bench.results, records.read(bench.results)[0]["run_id"])
+    experts = {task: load_file(family / "experts" / task / "model.safetensors") for task in CLASSES}
+    for task in CLASSES:
+        model = BertForSequenceClassification.from_pretrained(family / "experts" / task).eval()
+        for name, parameter in model.bert.named_parameters(prefix="bert"):
+            if head == "classifier" or "pooler" not in name:
+                parameter.data = sum(state[name] for state in experts.values()) / len(experts)
+        texts = pd.read_parquet(family / "data" / task / "test.parquet")["text"].tolist()
+        batch = tokenizer()(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**batch).logits
+        wanted = logits.argmax(1) if CLASSES[task] else logits[:, 0]
+        assert found[found["task"] == task]["prediction"].tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
 def unreachable(*_):
@@ -437,4 +459,5 @@ def test_an_expert_with_nan_fails_by_name(bench, family, tmp_path):
     )
     write_suite(tmp_path / "family", tmp_path / "conf")
     assert bench("method=average", conf=tmp_path / "conf") == "failed"
-    assert "expert size: NaN or infinite weights in pooler.dense.bias" in records.read(bench.results)[0]["error"]
+    error = records.read(bench.results)[0]["error"]
+    assert "expert size, head: NaN or infinite weights in bert.pooler.dense.bias" in error

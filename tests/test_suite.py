@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from conftest import CLASSES, METRICS, WORDS, edit_weights, frame, tokenizer
 from safetensors.torch import load_file, save_file
 
+from twinbench.backbone import in_pooler
 from twinbench.state_dict import read_checkpoint
 from twinbench.suite import open_suite
 from twinbench.task import load_task
@@ -27,9 +29,12 @@ def copy(family, tmp_path):
     return tmp_path / "family"
 
 
-def opened(root):
+POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+
+
+def opened(root, head="pooler"):
     tasks = {task: make_task(task) for task in CLASSES}
-    return open_suite("tiny", root / "base", {task: root / "experts" / task for task in CLASSES}, tasks)
+    return open_suite("tiny", root / "base", {task: root / "experts" / task for task in CLASSES}, tasks, head=head)
 
 
 def test_experts_come_under_the_names_of_the_base(family):
@@ -40,7 +45,32 @@ def test_experts_come_under_the_names_of_the_base(family):
         stored = load_file(family / "experts" / task / "model.safetensors")
         for name in suite.base:
             assert torch.equal(suite.experts[task][name], stored[f"bert.{name}"])
-        assert set(suite.heads[task]) == {"classifier.weight", "classifier.bias"}
+        assert set(suite.heads[task]) == {"classifier.weight", "classifier.bias", *POOLER}
+        assert torch.equal(suite.heads[task]["bert.pooler.dense.bias"], stored["bert.pooler.dense.bias"])
+
+
+def test_the_old_cut_merges_the_pooler(family):
+    suite = opened(family, head="classifier")
+    assert set(suite.heads["size"]) == {"classifier.weight", "classifier.bias"}
+    assert {name.removeprefix("bert.") for name in POOLER} < suite.base.keys() == suite.experts["size"].keys()
+
+
+def test_a_base_needs_a_pooler_only_where_that_is_merged(copy):
+    edit_weights(copy / "base", lambda s: {name: tensor for name, tensor in s.items() if "pooler" not in name})
+    assert opened(copy).heads["letters"].keys() >= POOLER
+    with pytest.raises(ValueError, match=r"base .* lacks pooler\.dense\.weight"):
+        opened(copy, head="classifier")
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Albert", "BigBird", "Electra", "Roberta", "MPNet", "DistilBert"])
+def test_only_a_pooler_stands_above_the_hidden_states(kind):
+    """The rule that finds the head by name, against the gradients of a real model of each architecture."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=40, max_position_embeddings=40, **sizes)
+    model = getattr(transformers, f"{kind}Model")(config)
+    model(torch.arange(5, 25).view(2, 10)).last_hidden_state.sum().backward()
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert unused == {name for name, _ in model.named_parameters() if in_pooler(name)}
 
 
 def adapt(root, task) -> torch.nn.Module:
@@ -76,7 +106,7 @@ def test_adapters_of_different_rank_and_targets_are_experts_beside_whole_checkpo
         for name in suite.base:
             torch.testing.assert_close(suite.experts[task][name], wanted[name], rtol=0, atol=1e-6)
         assert any(not torch.equal(suite.base[name], wanted[name]) for name in suite.base)
-        for name in ("classifier.weight", "classifier.bias"):
+        for name in ("classifier.weight", "classifier.bias", *POOLER):  # the pooler is not adapted: the base's
             assert torch.equal(suite.heads[task][name], model.state_dict()[name])
 
 

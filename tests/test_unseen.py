@@ -10,7 +10,7 @@ from test_run import composed, rows_of
 
 import run
 from twinbench import identity, plan, provenance, records
-from twinbench.suite import backbone, classifier
+from twinbench.suite import backbone, classifier, load
 
 SEEN = ["letters", "size"]
 
@@ -43,7 +43,7 @@ def test_only_the_merged_experts_are_in_the_weights(conf, tmp_path):
     suite = run.open_suite(json.dumps(OmegaConf.to_container(cfg, resolve=True)["suite"]), "cpu")
     assert list(suite.experts) == SEEN and set(suite.heads) == {*CLASSES, "hues"}
     module = backbone(suite, "cpu")
-    module.load_state_dict({n: sum(suite.experts[task][n] for task in SEEN) / len(SEEN) for n in suite.base})
+    load(module, {n: sum(suite.experts[task][n] for task in SEEN) / len(SEEN) for n in suite.base})
     texts = suite.tasks["hues"].splits["test"]["text"].tolist()
     with torch.inference_mode():
         batch = suite.tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")

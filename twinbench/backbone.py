@@ -1,4 +1,8 @@
-"""What is merged of a checkpoint: a whole model, or the bare one under the names that it has without a head."""
+"""What is merged of a checkpoint: a whole model, or its encoder under the names that it has without a head.
+
+The head is all that stands above the encoder's hidden states: the classifier, and the pooler below it. RoBERTa has that
+layer in its classifier and BERT in the bare model; it is the same layer, so it is the task's own in both.
+"""
 
 import filecmp
 from collections.abc import Mapping
@@ -32,16 +36,30 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists()
 
 
-def bare(state: StateDict, entries: Layout, prefix: str, own: list[str], who: str) -> tuple[StateDict, Layout]:
-    """The backbone of a checkpoint under the bare model's names ``own``, and its layout.
+def in_pooler(name: str) -> bool:
+    """Whether a tensor of the bare model belongs to its pooler."""
+    return name.startswith("pooler.")
 
-    A bare model has it under these names, a model with a head under prefixed ones.
+
+def encoder(state: StateDict, entries: Layout) -> tuple[StateDict, Layout]:
+    """A bare model and its layout without the pooler."""
+    kept = [name for name in entries if not in_pooler(name)]
+    return StateDict(kept, state.__getitem__), {name: entries[name] for name in kept}
+
+
+def bare(state: StateDict, entries: Layout, prefix: str, own: list[str], who: str) -> tuple[StateDict, Layout]:
+    """The bare model of a checkpoint under its own names, and its layout.
+
+    A bare model has these names, a model with a head has them behind ``prefix``.
+
+    Args:
+        own: names that must be there.
 
     Raises:
         ValueError: some are missing.
     """
     prefixed = {name.removeprefix(prefix): name for name in entries if name.startswith(prefix)}
-    names = prefixed or {name: name for name in own if name in entries}
+    names = prefixed or {name: name for name in entries if name in own or in_pooler(name)}
     names.pop("embeddings.position_ids", None)  # a constant buffer that older checkpoints carry
     missing = [name for name in own if name not in names]
     if missing:

@@ -14,7 +14,7 @@ from twinbench.merged import Merged, with_route
 from twinbench.metrics import score
 from twinbench.plan import Job
 from twinbench.router import Router
-from twinbench.suite import Suite, backbone, classifier
+from twinbench.suite import Suite, backbone, classifier, load
 
 EFFECT_ROWS = 128  # test rows per task on which the effect of the vectors is measured
 
@@ -72,7 +72,7 @@ def vector_effect(
         route = [float(expert == name) for expert in merged.exclusive]
         logits = []
         for model in (merged, bare):
-            module.load_state_dict(with_route(model, route))
+            load(module, with_route(model, route))
             head = classifier(suite, name, module)
             logits.append(inference.forward(head, suite, name, "test", rows, batch_size=batch_size))
         labels = task.labels("test")[rows]

@@ -13,7 +13,7 @@ from twinbench.method import Method, merge
 from twinbench.metrics import score
 from twinbench.routed import attach
 from twinbench.routing import Setting
-from twinbench.suite import Suite, backbone, classifier
+from twinbench.suite import Suite, backbone, classifier, load
 
 SHARED = 24  # rows on average that share a route from which on merging it costs less than running its parts beside
 
@@ -61,19 +61,19 @@ def _forward(
     run = partial(inference.forward, model, suite, task, split, batch_size=setting.batch_size)
     start = time.perf_counter()
     if weights is None:
-        module.load_state_dict(merged.shared | own)
+        load(module, merged.shared | own)
         logits = run()
     else:
         distinct, group = weights.unique(dim=0, return_inverse=True)
         if len(distinct) > max(len(suite.experts), len(weights) // SHARED):
-            module.load_state_dict(merged.shared | own)
+            load(module, merged.shared | own)
             with attach(module, merged.exclusive, setting.router.tolerance) as routes:
                 logits = run(routes=routes, weights=weights)
         else:  # a handful of routes, or groups of rows: merge each once and run its rows through a static model
             logits = None
             for number, route_weights in enumerate(distinct):
                 rows = (group == number).nonzero().flatten()
-                module.load_state_dict(with_route(merged, route_weights.tolist()) | own)
+                load(module, with_route(merged, route_weights.tolist()) | own)
                 found = run(rows=rows.tolist())
                 if logits is None:
                     logits = found.new_empty(len(weights), found.shape[1])

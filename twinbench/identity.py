@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from twinbench import assets
-from twinbench.suite_config import generative, merged, own_experts, recipe
+from twinbench.suite_config import HEADS, generative, head, merged, own_experts, recipe
 
 LM_EVAL = Path(__file__).parent / "tasks" / "lm_eval"
 
@@ -28,6 +28,8 @@ def suite_identity(suite: Mapping) -> dict:
     narrower = {} if suite.get("limit") is None else {"limit": suite["limit"]}
     if merged(suite) != own:
         narrower["merged"] = merged(suite)
+    if head(suite) != HEADS[0]:
+        narrower["head"] = head(suite)
     if suite.get("dtype", "float32") != "float32":
         narrower["dtype"] = suite["dtype"]
     if suite.get("tokenizer"):

@@ -3,7 +3,7 @@
     python -m twinbench.merge method=ties base=DIR experts='{math: DIR, code: DIR}' out=DIR
 
 Where the experts have the base's tensors, all are merged and the result is what the base is (a causal LM, say). Where
-an expert has a head of its own (a classifier), the bare model is merged and heads are left out.
+an expert has a head of its own (a classifier), the encoder is merged; heads, poolers included, are left out.
 """
 
 import functools
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from twinbench import assets
-from twinbench.backbone import bare, check_vocabulary, is_adapter, open_expert
+from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
 from twinbench.checkpoint import new_folder, write_weights
 from twinbench.merged import Merged
 from twinbench.mistakes import MISTAKES, one_line
@@ -106,15 +106,17 @@ def opened(base: Path, experts: Mapping[str, Path]) -> tuple[StateDict, dict[str
     state, entries = read_checkpoint(base), layout(base)
     headed = [name for name, folder in experts.items() if _has_own_head(folder, entries)]
     prefix, own, kind = _bare_model(base) if headed else ("", list(entries), None)
+    whole, held = state, entries
     if headed:
-        state, entries = bare(state, entries, prefix, own, "base")
+        whole, held = bare(state, entries, prefix, own, "base")
+        state, entries = encoder(whole, held)
         print(f"{', '.join(headed)}: with heads of their own, so the bare {kind} is merged", flush=True)
     named = {}
     for name, folder in experts.items():
         who = f"expert {name}"
-        named[name], found = open_expert(folder, state, entries, prefix)
+        named[name], found = open_expert(folder, whole, held, prefix)
         if headed:
-            named[name], found = bare(named[name], found, prefix, own, who)
+            named[name], found = encoder(*bare(named[name], found, prefix, own, who))
         check_same_layout(entries, found, who)
         check_vocabulary(base, folder, who)
     return state, named, entries, kind
@@ -142,13 +144,14 @@ def _has_own_head(folder: Path, entries: Layout) -> bool:
 
 
 def _bare_model(base: Path) -> tuple[str, list[str], str]:
-    """What headed models put before the bare model's names, these names, and its class."""
+    """What headed models put before the bare model's names, its encoder's names, and its class."""
     import torch
     from transformers import AutoConfig, AutoModel
 
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(base))
-    return f"{model.base_model_prefix}.", list(model.state_dict()), type(model).__name__
+    own = [name for name in model.state_dict() if not in_pooler(name)]
+    return f"{model.base_model_prefix}.", own, type(model).__name__
 
 
 def _finite(merged: Mapping[str, Tensor], inputs: Mapping[str, Mapping[str, Tensor]]) -> StateDict:

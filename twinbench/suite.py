@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from twinbench.backbone import bare, check_vocabulary, is_adapter, open_expert
+from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
 from twinbench.lora import read_factors
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, listed, read_checkpoint
 from twinbench.task import Task
@@ -24,12 +24,13 @@ from twinbench.task import Task
 @dataclass(frozen=True, eq=False)
 class Suite:
     """Attributes:
-    base: the backbone's weights, under the names they have in the architecture's bare model; of a causal language model
+    base: the encoder's weights, under the names they have in the architecture's bare model; of a causal language model
         all weights, under its own names.
-    experts: what is merged: per task, in the order of ``tasks``, its expert's backbone under the same names. The other
+    experts: what is merged: per task, in the order of ``tasks``, its expert's encoder under the same names. The other
         tasks are unseen: they are only scored.
-    heads: per task, the rest of its expert, which maps the backbone's output to the task's classes (or one value); a
-        task without an expert has that of the task that it names. A causal language model has none.
+    heads: per task, the rest of its expert, which maps hidden states to the task's classes (or one value): the
+        classifier, and the pooler where there is one. A task without an expert borrows the head of the task that its
+        ``head`` names. A causal language model has none.
     factored: experts are LoRA adapters that stay factors (`twinbench.factored`).
     dtype, device_map: of the module of a causal language model; "auto" spreads its layers over all GPUs.
     adapter_bytes: what the experts take on disk where all of them are LoRA adapters.
@@ -55,6 +56,8 @@ def open_suite(
     experts: Mapping[str, Path],
     tasks: Mapping[str, Task],
     merged: Collection[str] | None = None,
+    *,
+    head: str,
 ) -> Suite:
     """Open the checkpoints and check that they fit each other and their tasks.
 
@@ -62,25 +65,31 @@ def open_suite(
         experts: per task with an expert of its own, the Hugging Face folder of its fine-tuned sequence classifier, or
             of a PEFT LoRA adapter that makes one of the base and has the head among its ``modules_to_save``.
         merged: tasks whose experts are merged; None is all that have one. Of the others the heads alone are used.
+        head: the layer that heads begin with: "pooler", or "classifier", which merges the pooler as a part of the
+            encoder. Only then the base needs one.
 
     Raises:
         ValueError: names, shapes, dtypes, vocabularies or numbers of classes differ, or weights are not finite.
     """
     skeleton = _skeleton(base_folder, 1)
-    prefix, own = skeleton.base_model_prefix + ".", list(skeleton.base_model.state_dict())
+    prefix, names = skeleton.base_model_prefix + ".", list(skeleton.base_model.state_dict())
+    own = [name for name in names if head == "classifier" or not in_pooler(name)]
     found = read_checkpoint(base_folder), layout(base_folder)
-    base, reference = bare(*found, prefix, own, f"base ({base_folder})")
+    whole, all_entries = bare(*found, prefix, own, f"base ({base_folder})")
+    cut = encoder if head == "pooler" else lambda *bare_model: bare_model
+    base, reference = cut(whole, all_entries)
     check_finite(base, "base")
     weights, heads = {}, {}
     for task, folder in experts.items():
         who = f"expert {task}"
-        state, entries = open_expert(folder, base, reference, prefix)
-        opened, found = bare(state, entries, prefix, own, f"{who} ({folder})")
+        state, entries = open_expert(folder, whole, all_entries, prefix)
+        opened, found = cut(*bare(state, entries, prefix, own, f"{who} ({folder})"))
         check_same_layout(reference, found, who)
         check_finite(opened, who)
         if merged is None or task in merged:
             weights[task] = opened
-        heads[task] = _head(state, entries, prefix, _skeleton(base_folder, outputs(tasks[task])), who, tasks[task])
+        heads[task] = _head(state, entries, _skeleton(base_folder, outputs(tasks[task])), reference, who, tasks[task])
+        check_finite(heads[task], f"{who}, head")
         check_vocabulary(base_folder, folder, who)
     for task, spec in tasks.items():
         if spec.head is not None:
@@ -161,11 +170,14 @@ def backbone(suite: Suite, device: str) -> nn.Module:
 def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put a merged state dict into the module that `backbone` gave; a tied weight is there under one of its names.
 
+    The pooler stays as it is where it belongs to the head (`classifier`).
+
     Raises:
         RuntimeError: names or shapes differ.
     """
     missing, unexpected = module.load_state_dict(state, strict=False)
-    missing = [name for name in missing if name not in getattr(module, "all_tied_weights_keys", {})]
+    tied = getattr(module, "all_tied_weights_keys", {})
+    missing = [name for name in missing if name not in tied and not in_pooler(name)]
     if missing or unexpected:
         raise RuntimeError(f"{type(module).__name__} lacks {listed(missing)} or has no {listed(unexpected)}")
 
@@ -194,9 +206,20 @@ def _skeleton(folder: Path, labels: int) -> nn.Module:
         return AutoModelForSequenceClassification.from_config(_config(folder, labels))
 
 
-def _head(state: StateDict, entries: Layout, prefix: str, skeleton: nn.Module, who: str, task: Task) -> StateDict:
-    found = {name: shape for name, (_, shape) in entries.items() if not name.startswith(prefix)}
-    wanted = {n: tuple(t.shape) for n, t in skeleton.state_dict().items() if not n.startswith(prefix)}
+def _head(state: StateDict, entries: Layout, skeleton: nn.Module, encoder: Layout, who: str, task: Task) -> StateDict:
+    """A checkpoint's head: what the task's classifier has beside its encoder.
+
+    A pooler that the checkpoint has and the classifier does not use is left out.
+    """
+    prefix = skeleton.base_model_prefix + "."
+
+    def above(name: str) -> bool:
+        bare_name = name.removeprefix(prefix)
+        return bare_name == name or (in_pooler(bare_name) and bare_name not in encoder)
+
+    wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if above(name)}
+    found = {name: shape for name, (_, shape) in entries.items() if above(name)}
+    found = {name: shape for name, shape in found.items() if name in wanted or not name.startswith(prefix)}
     if found != wanted:
         raise ValueError(f"{who}: task {task.name} needs the head {wanted}, the checkpoint has {found}")
     return StateDict(found, state.__getitem__)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from twinbench.mistakes import one_of
 
+HEADS = ("pooler", "classifier")
+
 
 def narrowed(suite: Mapping) -> dict:
     """The suite with the tasks that its ``only`` lists (and their order); null or no such key keeps all.
@@ -49,6 +51,17 @@ def own_experts(suite: Mapping) -> list[str]:
         if name not in own:
             one_of(f"head of task {name}", task["head"], own)
     return own
+
+
+def head(suite: Mapping) -> str:
+    """The layer that the heads of a suite of classifiers begin with: "pooler", or "classifier" (the pooler is merged).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    chosen = suite.get("head") or HEADS[0]
+    one_of("suite.head", chosen, HEADS)
+    return chosen
 
 
 def generative(suite: Mapping) -> bool:
