@@ -29,11 +29,9 @@ from mutation.operators import Place, mutated, places
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
-NAMES = "plan identity signature records routing routed routes router compress merged twin_merging state_dict lora"
-FILES = [
-    f"twinbench/{name}.py" for name in [*NAMES.split(), "checkpoint", "metrics", "report/intervals", "report/blocks"]
-]
-FILES += ["baselines/*.py"]
+NAMES = "plan suite_config identity signature records routing routed routes router compress merged twin_merging"
+NAMES += " state_dict lora checkpoint metrics report/intervals report/blocks"
+FILES = [*(f"twinbench/{name}.py" for name in NAMES.split()), "baselines/*.py"]
 SECONDS = 120.0  # of tests for one mutant, as long as they took when their lines were measured
 
 
@@ -78,7 +76,11 @@ def line_maps(copies: Sequence[Path]) -> list[dict]:
 def drawn(copy: Path, seed: int, count: int, files: str) -> list[Mutant]:
     """So many mutants, each of another line; every line is as likely, and on it every kind of mutation."""
     draw, by_line, found = random.Random(seed), {}, []
-    sources = {p.relative_to(copy).as_posix(): p.read_text() for pattern in FILES for p in sorted(copy.glob(pattern))}
+    sources = {}
+    for pattern in FILES:
+        if not (paths := sorted(copy.glob(pattern))):
+            raise ValueError(f"FILES of tests/mutants.py: there is no {pattern}")
+        sources |= {path.relative_to(copy).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     for file, source in sources.items():
         for place in places(source) if files in file else ():
             by_line.setdefault((file, place.node.lineno), {}).setdefault(place.kind, []).append(place)
