@@ -19,8 +19,8 @@ demo: $(INSTALLED)  ## Run the demo sweep: fine-tune, merge, score, report
 report: $(INSTALLED)  ## Rebuild the demo's tables, plots and page from its records
 	@$(BIN)/python -m twinbench.report suite=demo
 
-test: $(INSTALLED)  ## Run the tests
-	@$(BIN)/python -m pytest
+test: $(INSTALLED)  ## Run the tests, on two cores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 SEED ?= 1
 COUNT ?= 150
