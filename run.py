@@ -24,7 +24,7 @@ from twinbench.signature import hyperparameters, signature
 ROOT = Path(__file__).parent
 MEASURED = (
     *("task", "metric", "primary", "value", "n", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"),
-    *("shared_bytes", "exclusive_bytes", "router_bytes", "peak_memory_bytes", "device", "data"),
+    *("shared_bytes", "exclusive_bytes", "exclusive_kind", "router_bytes", "peak_memory_bytes", "device", "data"),
 )
 
 

@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CLASSES, WORDS
+from safetensors.torch import save_file
 from test_suite import make_task
 
 from twinbench import inference, routing
 from twinbench.merged import Merged
 from twinbench.method import Method
-from twinbench.router import Mlp
+from twinbench.router import Mlp, Router
 from twinbench.routing import Setting
 from twinbench.suite import backbone, load, open_suite
 
@@ -105,6 +106,38 @@ def test_the_base_is_read_where_the_router_says_so(suite):
     assert torch.equal(routes["base", "letters"], routes["base", "size"])
     assert routing._weighed.cache_info().hits > before, "and found once for all of them"
     assert not torch.equal(routes["shared", "letters"], routes["shared", "size"])
+
+
+LAYER = {layer: f"encoder.layer.{layer}." for layer in (0, 1)}
+
+
+@pytest.mark.parametrize("head", ["pooler", "classifier"])
+def test_a_router_is_stored_with_what_it_reads_beside_the_shared_model(family, tmp_path, head):
+    """The size of a file that holds both, layer by layer; the embeddings' matrices are frozen here."""
+    tasks = {task: make_task(task) for task in CLASSES}
+    experts = {task: family / "experts" / task for task in CLASSES}
+    suite, written = open_suite("tiny", family / "base", experts, tasks, head=head), tmp_path / "router.safetensors"
+    shared = {name: t if "_embeddings" in name else t + 1 for name, t in suite.base.items()}
+    no_biases = {name: tensor for name, tensor in shared.items() if "bias" not in name}
+    moved = [name for name in shared if "_embeddings" not in name and not name.startswith("pooler")]
+    below = [name for name in moved if not name.startswith(LAYER[1])]
+    biases = [name for name in moved if "bias" in name]
+    assert len(moved) > len(below) > 2 and all(name.startswith((LAYER[0], "embeddings.LayerNorm")) for name in below)
+    for recipe, stored, beside in (
+        ({"source": "base"}, shared, moved),
+        ({"source": "base", "layer": 2}, shared, moved),
+        ({"source": "base", "layer": 1}, shared, below),
+        ({"source": "base", "layer": 0}, shared, ["embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"]),
+        ({"source": "base"}, no_biases, moved),
+        ({"source": "base"}, dict(suite.base), []),
+        ({"source": "shared"}, shared, []),
+        ({"source": "shared"}, no_biases, biases),
+        ({"source": None, "characters": 8}, shared, []),
+    ):
+        setting = Setting(False, Mlp(**RECIPE, **recipe), 0, "cpu", 8)
+        router = Router(16, 3, setting.router)
+        save_file(router.state_dict() | {f"base.{name}": suite.base[name] for name in beside}, written)
+        assert routing.router_bytes(suite, router, stored, setting) == written.stat().st_size, (recipe, beside)
 
 
 def spaced(rows: int, blank: bool):

@@ -539,7 +539,8 @@ def test_a_generative_suite_runs_whole(whole):
     assert len(routed) == 4
     adapters = [file.stat().st_size for file in (whole / "cache" / "experts").glob("*/adapter_model.safetensors")]
     assert len(adapters) == 4
-    assert {row["exclusive_bytes"] for row in rows if row["method"] == "individual"} == {sum(adapters)}
+    stored = {(row["exclusive_bytes"], row["exclusive_kind"]) for row in rows if row["method"] == "individual"}
+    assert stored == {(sum(adapters), "LoRA adapters")}
 
 
 def test_two_processes_share_the_prompts_and_give_the_records_of_one(family, whole):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from baselines import average, dare, dare_ties, expert, individual, task_arithmetic, ties
 from twinbench import twin_merging
-from twinbench.compress import basis, dense
-from twinbench.merged import materialize, with_route
+from twinbench.compress import basis, dense, tensors
+from twinbench.merged import Merged, exclusive_bytes, exclusive_kind, materialize, with_route
 from twinbench.signature import PREPARED, hyperparameters, signature
 
 YAMLS = sorted((ROOT / "conf" / "method").glob("*.yaml"))
@@ -233,6 +234,34 @@ def test_twin_merging_that_compresses_nothing_is_the_expert(settings):
     for position, task in enumerate(experts):
         hot = [float(i == position) for i in range(len(experts))]
         assert_same(with_route(merged, hot), experts[task], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"rank_ratio": 0.5}, "low-rank + dense vectors"),
+        ({"compression": "magnitude", "rank_ratio": None, "density": 0.1}, "sparse + dense vectors"),
+        ({"compression": "none", "rank_ratio": None}, "dense"),
+    ],
+)
+def test_exclusive_parts_are_counted_and_named_as_they_would_be_written(tmp_path, settings, kind):
+    base, experts = models()
+    experts["task2"] |= {"up.weight": base["up.weight"]}  # a part that is zero takes no space
+    parts = materialize(call(ROOT / "conf" / "method" / "twin_merging.yaml", base, experts, **settings))
+    size = 0
+    for task, own in parts.exclusive.items():
+        assert ("up.weight" in own) == (task != "task2")
+        file = tmp_path / f"{task}.safetensors"
+        save_file({f"{name}.{k}": t for name, part in own.items() for k, t in tensors(part).items()}, file)
+        size += file.stat().st_size
+    assert exclusive_bytes(parts) == size
+    assert exclusive_kind(parts) == kind
+    matrices = {t: {n: part for n, part in own.items() if base[n].dim() > 1} for t, own in parts.exclusive.items()}
+    assert exclusive_kind(Merged(base, matrices)) == kind.partition(" + ")[0]
+    vectors = {t: {n: part for n, part in own.items() if base[n].dim() < 2} for t, own in parts.exclusive.items()}
+    assert exclusive_kind(Merged(base, vectors)) == "dense"
+    for nothing in ({}, {"task0": {}}):
+        assert (exclusive_bytes(Merged(base)), exclusive_kind(Merged(base, nothing))) == (0, "none")
 
 
 def test_twin_merging_ranks():

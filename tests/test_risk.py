@@ -82,11 +82,12 @@ def test_an_expert_that_scores_nothing_is_named(suite):
 def test_a_router_of_a_suite_goes_by_its_costs(suite):
     recipe = Mlp(**RECIPE, source=None, characters=64, rows=40, minimum_risk=True)
     asked = (suite, Method("none", None, "router", None), Setting(False, recipe, 0, "cpu", 8))
-    router, stored, seconds = routing.learned(*asked)
+    router, seconds = routing.learned(*asked)
     costs, took = risk.costs(suite, "cpu", 8)
-    likeliest, *_ = routing.learned(*asked[:2], Setting(False, replace(recipe, minimum_risk=False), 0, "cpu", 8))
+    likeliest, before = routing.learned(*asked[:2], Setting(False, replace(recipe, minimum_risk=False), 0, "cpu", 8))
     assert likeliest.costs is None, "they share their training, not their decision"
-    assert torch.equal(router.costs, costs) and seconds > took and stored > costs.nbytes
+    assert torch.equal(router.costs, costs) and seconds == before + took, "each is measured once"
+    assert routing.router_bytes(suite, router, {}, asked[2]) > routing.router_bytes(suite, likeliest, {}, asked[2])
     for task in CLASSES:
         weights, _ = routing.weights(*asked, task, "test")
         probable = router.logits(routing._features(suite, None, asked[2], task, "test")[0]).softmax(1)

@@ -75,6 +75,7 @@ def test_a_run_leaves_complete_records_and_predictions(bench):
         assert row["router"]["name"] == "mlp"
         assert row["n"] == 31
         assert min(row[key] for key in ("shared_bytes", "exclusive_bytes", "router_bytes", "peak_memory_bytes")) > 0
+        assert row["exclusive_kind"] == "low-rank + dense vectors"
         seconds = ("merge_seconds", "router_seconds", "route_seconds", "eval_seconds")
         assert min(row[key] for key in seconds) > 0
     for task in CLASSES:

@@ -12,7 +12,7 @@ import torch
 
 from twinbench import classification, language, processes, provenance, routing
 from twinbench.memory import peak_memory
-from twinbench.merged import Merged, exclusive_bytes, shared_bytes
+from twinbench.merged import Merged, exclusive_bytes, exclusive_kind, shared_bytes
 from twinbench.method import Method, merge
 from twinbench.router import Mlp, Oracle, Router
 from twinbench.routing import Setting
@@ -61,7 +61,8 @@ def run(
         merged, merge_seconds = merge(suite, method, setting.gold_biases)
         router_bytes, router_seconds = 0, 0.0
         if setting.router:
-            _, router_bytes, router_seconds = routing.learned(suite, method.shared or method, setting)
+            router, router_seconds = routing.learned(suite, method.shared or method, setting)
+            router_bytes = routing.router_bytes(suite, router, merged.shared, setting)
         rows, frames = [], []
         for task, part in ((task, part) for task, spec in suite.tasks.items() for part in spec.scored(split)):
             chosen, asked = None, 0.0
@@ -118,17 +119,18 @@ def _choices(suite: Suite, task: str, chosen: np.ndarray) -> dict[str, float]:
     return accuracy | {f"routed_to/{expert}": float(np.mean(chosen == expert)) for expert in suite.experts}
 
 
-def _storage(suite: Suite, method: Method, merged: Merged) -> dict[str, int]:
-    if not suite.factored:
-        whole = method.identity.startswith("individual ")  # that their differences are dense here is our own doing
-        taken = suite.adapter_bytes if whole else None
-        return {"shared_bytes": shared_bytes(merged), "exclusive_bytes": taken or exclusive_bytes(merged)}
-    shares, own = ({t: p for t, p in merged.exclusive.items() if (t in suite.experts) == e} for e in (False, True))
-    base = sum(file.stat().st_size for file in suite.base_folder.glob("*.safetensors"))  # too large to write to see
-    return {
-        "shared_bytes": base + exclusive_bytes(Merged({}, shares)),
-        "exclusive_bytes": exclusive_bytes(Merged({}, own)),
-    }
+def _storage(suite: Suite, method: Method, merged: Merged) -> dict[str, int | str]:
+    """Bytes of the shared and of the exclusive parts as they would be written, and how the latter would be."""
+    if suite.factored:
+        shares, own = ({t: p for t, p in merged.exclusive.items() if (t in suite.experts) == e} for e in (False, True))
+        base = sum(file.stat().st_size for file in suite.base_folder.glob("*.safetensors"))  # too large to write to see
+        common, exclusive = base + exclusive_bytes(Merged({}, shares)), Merged({}, own)
+    else:
+        common, exclusive = shared_bytes(merged), merged
+    taken, kind = exclusive_bytes(exclusive), exclusive_kind(exclusive)
+    if suite.adapter_bytes and not suite.factored and method.identity.startswith("individual "):
+        taken, kind = suite.adapter_bytes, "LoRA adapters"  # that their differences are dense here is our own doing
+    return {"shared_bytes": common, "exclusive_bytes": taken, "exclusive_kind": kind}
 
 
 def _device_name(device: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from twinbench import processes
+from twinbench.backbone import in_pooler
 from twinbench.routed import Routes
 from twinbench.suite import Suite
 from twinbench.task import Task
@@ -105,6 +106,18 @@ def features(
 
     with _first_layers(module, layer):
         return _batched(pooled, suite, task, split, list(range(count)), batch_size, module.device, None)
+
+
+def read_names(module: nn.Module, layer: int | None) -> set[str]:
+    """Names of the module's tensors that `features` of a layer depend on: the embeddings and the layers up to it.
+
+    Raises:
+        ValueError: the backbone has no such layer.
+    """
+    with _first_layers(module, layer):
+        read = {id(tensor) for tensor in module.base_model.state_dict(keep_vars=True).values()}
+    own = module.state_dict(keep_vars=True).items()
+    return {name for name, tensor in own if id(tensor) in read and not in_pooler(name)}
 
 
 @lru_cache(maxsize=64)

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from twinbench.compress import Part, dense, is_zero, tensors
+from twinbench.compress import LowRank, Part, Sparse, dense, is_zero, tensors
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,17 @@ def exclusive_bytes(merged: Merged) -> int:
         stored_bytes({f"{name}.{suffix}": t for name, part in parts.items() for suffix, t in tensors(part).items()})
         for parts in merged.exclusive.values()
     )
+
+
+def exclusive_kind(merged: Merged) -> str:
+    """How the exclusive parts are stored: "none", "dense", "low-rank", "sparse", or "low-rank + dense vectors"."""
+    parts = [part for own in merged.exclusive.values() for part in own.values()]
+    kinds = {"low-rank": LowRank, "sparse": Sparse}
+    found = [name for name, kind in kinds.items() if any(isinstance(part, kind) for part in parts)]
+    whole = [part.dim() for part in parts if isinstance(part, Tensor)]
+    if whole:
+        found.append("dense vectors" if found and max(whole) < 2 else "dense")
+    return " + ".join(found) or "none"
 
 
 def stored_bytes(state: Mapping[str, Tensor]) -> int:

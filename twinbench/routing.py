@@ -1,6 +1,7 @@
 """The learned router of a configuration: trained once, asked once per split, for all runs that it is the same for."""
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -35,10 +36,11 @@ class Setting:
     batch_size: int
 
 
-def learned(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int, float]:
-    """The router, its stored bytes, and the seconds that it took to read its training rows and to train it.
+def learned(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, float]:
+    """The router, and the seconds that it took to read its training rows and to train it.
 
-    How its weights are used later does not change its training; what its mistakes cost is measured beside it.
+    Settings that only change how its weights are used are no part of its training; what its mistakes cost is measured
+    beside it.
     """
     source, setting = _read(shared, setting)
     plain = replace(setting.router, groups=None, tolerance=0.0, minimum_risk=False)
@@ -46,7 +48,26 @@ def learned(suite: Suite, shared: Method, setting: Setting) -> tuple[Router, int
     if setting.router.minimum_risk:
         costs, took = risk.costs(suite, setting.device, setting.batch_size)
         router, seconds = minimizing(router, costs), seconds + took
-    return router, stored_bytes(router.state_dict()), seconds
+    return router, seconds
+
+
+def router_bytes(suite: Suite, router: Router, shared: Mapping[str, Tensor], setting: Setting) -> int:
+    """Size of the file that holds a router and what it reads beside the stored shared part.
+
+    Where it reads the base, these are the base's embeddings and the layers that it goes through, as far as the shared
+    part has other weights there; where it reads the shared model, the base's biases if that has none. LoRA factors are
+    stored beside the base, which is whole then.
+
+    Args:
+        shared: the shared part of the merge.
+    """
+    recipe, beside = setting.router, {}
+    if recipe.source and not suite.factored:
+        read = inference.read_names(backbone(suite, setting.device), recipe.layer)
+        for name in (name for name in suite.base if name in read):
+            stored = name in shared and (recipe.source == "shared" or torch.equal(shared[name], suite.base[name]))
+            beside |= {} if stored else {f"base.{name}": suite.base[name]}
+    return stored_bytes(router.state_dict() | beside)
 
 
 def _read(shared: Method, setting: Setting) -> tuple[Method | None, Setting]:
