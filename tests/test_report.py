@@ -472,6 +472,25 @@ def test_regenerating_gives_the_same_bytes_and_removes_what_is_gone(report):
     assert suffixes == {".html", ".md", ".tex", ".csv", ".svg", ".png"}
 
 
+def test_a_caveat_of_the_suite_stands_first(results):
+    (results / "caveats").mkdir()
+    (results / "caveats" / "toy.md").write_text("Not a\nfinding: x < y.\n\nSecond.\n")
+    (results / "caveats" / "other.md").write_text("Of another suite.")
+    made = make(results, suite="toy")
+    for text in (made["summary"], (made["folder"] / "leaderboard.md").read_text()):
+        assert text.startswith("# toy\n\n> Not a finding: x < y.\n\n> Second.\n\nA normalized score")
+        assert "another suite" not in text
+    page = (made["folder"] / "index.html").read_text()
+    assert page.index("Not a finding: x &lt; y.") < page.index("How to read the numbers")
+
+
+def test_suites_are_told_apart_in_the_headings_of_one_report(results):
+    add_run(results, "z9", "average", guess(0.4), suite="toy_other", suite_id="other")
+    records.write_sweep(results, "both", ["a0", "a2", "z9"])
+    text = make(results, experiment="both")["summary"]
+    assert "## toy: strict protocol" in text and "## toy_other: strict protocol, 2 tasks, suite_id other" in text
+
+
 def test_page_is_self_contained_and_names_every_method(report):
     page = (report["folder"] / "index.html").read_text(encoding="utf-8")
     loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)|url\(([^)]*)\)|@import""", page)

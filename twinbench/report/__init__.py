@@ -3,6 +3,7 @@
 ``RESULTS/reports/NAME/`` holds ``index.html``, ``leaderboard.md``, ``leaderboard.tex``, ``experts.md``,
 ``experts.tex``, one CSV per table at full precision and ``figures/``. It is regenerated as a whole: the same records
 give the same bytes, and what an earlier report had and this one has not is removed.
+``RESULTS/caveats/SUITE.md``, where somebody wrote it, says in a report's first lines what is wrong with its numbers.
 """
 
 import os
@@ -55,15 +56,18 @@ def make(
 
         training = {block.suite_id: records.experts(results_dir, block.suite_id) for block in found}
         made = sections.make(found, training, draws.result(), name, reference, older=experiment is None)
+    caveats = _caveats(results_dir, mine)
     which = f"experiment={experiment}" if experiment else f"suite={suite}"
     command = f"python -m twinbench.report {which} results_dir={_relative(results_dir)} reference={reference}"
     folder = results_dir / "reports" / name
-    _write(folder, {"index.html": page.render(name, made, mine, command).encode()} | _files(name, made))
+    _write(
+        folder, {"index.html": page.render(name, made, mine, command, caveats).encode()} | _files(name, made, caveats)
+    )
     return {
         "tables": {section.file(name): table for section in made for name, table in section.tables.items()},
         "figures": {s.file(name): folder / "figures" / f"{s.file(name)}.png" for s in made for name in s.figures},
         "folder": folder,
-        "summary": text.document(name, [section for section in made if not section.older], ("normalized", "failed")),
+        "summary": text.document(name, [s for s in made if not s.older], ("normalized", "failed"), caveats),
     }
 
 
@@ -91,13 +95,20 @@ def _check_reference(found: "list[Block]", reference: str) -> None:
     raise ValueError(f"no row called reference={reference!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
-def _files(name: str, made: "list[Section]") -> dict[str, bytes]:
+def _caveats(results_dir: Path, rows: list[dict]) -> list[str]:
+    """What people wrote about the suites that the records are of, a paragraph each."""
+    files = [results_dir / "caveats" / f"{suite}.md" for suite in dict.fromkeys(row["suite"] for row in rows)]
+    texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
+    return [" ".join(paragraph.split()) for whole in texts for paragraph in whole.split("\n\n") if paragraph.strip()]
+
+
+def _files(name: str, made: "list[Section]", caveats: list[str]) -> dict[str, bytes]:
     """Every file of the report but the page: path inside the folder -> content."""
     from twinbench.report import text
 
-    files = {"leaderboard.md": text.document(name, made, SHOWN).encode()}
+    files = {"leaderboard.md": text.document(name, made, SHOWN, caveats).encode()}
     if any(set(EXPERTS) & set(section.tables) for section in made):
-        files["experts.md"] = text.document(name, made, EXPERTS).encode()
+        files["experts.md"] = text.document(name, made, EXPERTS, caveats).encode()
     if "normalized" in made[0].tables:
         files["leaderboard.tex"] = text.latex(name, made[0], "normalized").encode()
     trained = next((section for section in made if "training" in section.tables), None)

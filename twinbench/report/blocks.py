@@ -46,6 +46,7 @@ class Block:
     ``failed`` pairs a label with the record of a run that has no result.
     """
 
+    suite: str
     suite_id: str
     split: str
     protocol: str
@@ -78,11 +79,11 @@ def blocks(rows: Iterable[Mapping]) -> list[Block]:
         family = [run for run in runs if (_suite_id(run), _split(run)) == (suite_id, split)]
         names = sorted({run[0]["protocol"] for run in family}, key=_protocol_order)
         rows_of = {name: _rows([run for run in family if run[0]["protocol"] == name]) for name in names}
-        found += _family_blocks(suite_id, split, rows_of)
+        found += _family_blocks(family[0][0]["suite"], suite_id, split, rows_of) if family else []
     return found
 
 
-def _family_blocks(suite_id: str, split: str, rows_of: dict[str, tuple[list[Row], list]]) -> list[Block]:
+def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tuple[list[Row], list]]) -> list[Block]:
     """The blocks of one suite_id and split, with its column order and its normalizing runs."""
     strict = rows_of.get("strict", ([], []))[0]
     individual = [run for row in strict if row.method == "individual" and row.oracle for run in row.runs]
@@ -90,6 +91,7 @@ def _family_blocks(suite_id: str, split: str, rows_of: dict[str, tuple[list[Row]
     columns = list(dict.fromkeys(column for run in everything for column in run.scores))
     return [
         Block(
+            suite=suite,
             suite_id=suite_id,
             split=split,
             protocol=protocol,

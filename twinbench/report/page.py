@@ -1,6 +1,7 @@
 """Sections -> index.html: one file with its pictures, style and script inside, to be read without a network."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -9,12 +10,13 @@ from twinbench.report import text
 from twinbench.report.sections import Section, title
 
 
-def render(suite: str, sections: list[Section], records: list[dict], command: str) -> str:
+def render(suite: str, sections: list[Section], records: list[dict], command: str, caveats: Sequence[str]) -> str:
     """The page.
 
     Args:
         records: the records that the sections were made from, for the footer.
         command: what regenerates the report.
+        caveats: paragraphs on what is wrong with the numbers; they come first.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
@@ -30,7 +32,7 @@ def render(suite: str, sections: list[Section], records: list[dict], command: st
         }
         for section in sections
     ]
-    texts = {"reading": text.READING, "protocols": text.PROTOCOLS, "older": text.OLDER}
+    texts = {"caveats": caveats, "reading": text.READING, "protocols": text.PROTOCOLS, "older": text.OLDER}
     return template.render(suite=suite, parts=parts, provenance=_provenance(records), command=command, **texts) + "\n"
 
 

@@ -63,7 +63,7 @@ def make(
         name: of the report.
         older: whether suite_ids other than the first block's are older versions, which are not drawn.
     """
-    main = found[0].suite_id
+    main, suites = found[0].suite_id, {block.suite for block in found}
     marks = plots.styles((row.method for block in found for row in block.rows), _method(found, reference))
     sections = []
     for suite_id, group in groupby(found, lambda block: block.suite_id):
@@ -72,9 +72,8 @@ def make(
         for block in blocks:
             made = tables.make(block, draws, reference)
             notes = tables.notes(block, made["normalized"], reference) if "normalized" in made else []
-            section = Section(
-                _heading(block, several), text.PROTOCOLS[block.protocol], _slug(block, several), past, made, notes, {}
-            )
+            heading = (f"{block.suite}: " if len(suites) > 1 else "") + _heading(block, several)
+            section = Section(heading, text.PROTOCOLS[block.protocol], _slug(block, several), past, made, notes, {})
             if not past:
                 section.figures.update(_rendered(section, _draw(section, block, name, reference, marks)))
             sections.append(section)

@@ -1,6 +1,6 @@
 """DataFrames -> readable text: the same rounded cells for the terminal, Markdown, LaTeX and the page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -69,9 +69,13 @@ WORDS = ("status", "error", "source", "metric", "frozen", "computed in", "device
 PLAIN = (*NAMES, *WORDS)  # columns of text; the others are of numbers
 
 
-def document(suite: str, sections: "list[Section]", names: tuple[str, ...]) -> str:
-    """The tables called ``names`` of every section that has one, as one Markdown text."""
-    lines = [f"# {suite}", "", READING, ""]
+def document(suite: str, sections: "list[Section]", names: tuple[str, ...], caveats: Sequence[str] = ()) -> str:
+    """The tables called ``names`` of every section that has one, as one Markdown text.
+
+    Args:
+        caveats: paragraphs on what is wrong with the numbers; they come first.
+    """
+    lines = [f"# {suite}", "", *(f"> {paragraph}\n" for paragraph in caveats), READING, ""]
     main = True
     for section in sections:
         if not set(names) & set(section.tables):
