@@ -83,12 +83,12 @@ def document(suite: str, sections: "list[Section]", names: tuple[str, ...], cave
         if main and section.older:
             main = False
             lines += [f"# {OLDER}", ""]
-        lines += [f"## {section.heading}", "", section.sentence, ""]
+        lines += [f"## {_plain(section.heading)}", "", section.sentence, ""]
         for name in names:
             if name in section.tables:
                 lines += [f"### {TITLES[name]}", "", CAPTIONS[name], "", markdown(shown(name, section.tables[name]))]
             if name in ("normalized", "origins"):
-                lines += [f"{note}\n" for note in section.notes]
+                lines += [f"{_plain(note)}\n" for note in section.notes]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -169,13 +169,22 @@ def markdown(cells: pd.DataFrame) -> str:
     lines = [list(cells.columns), *cells.to_numpy().tolist()]
     columns = []
     for name, *column in zip(*lines, strict=True):
-        column = [cell.replace("|", "\\|") for cell in (name, *column)]
+        column = [_plain(cell).replace("|", "\\|") for cell in (name, *column)]
         width = max(3, *map(len, column))
         plain = name in PLAIN
         rule = "-" * width if plain else "-" * (width - 1) + ":"
         padded = [cell.ljust(width) if plain else cell.rjust(width) for cell in column]
         columns.append([padded[0], rule, *padded[1:]])
     return "\n".join("| " + " | ".join(line) + " |" for line in zip(*columns, strict=True)) + "\n"
+
+
+def _plain(words: str) -> str:
+    """One line of Markdown that shows ``words`` and is neither HTML nor a link."""
+    escapes = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "](": "]\\("}
+    words = " ".join(words.split())
+    for mark, shown in escapes.items():
+        words = words.replace(mark, shown)
+    return words
 
 
 def latex(suite: str, section: "Section", name: str) -> str:
@@ -194,5 +203,6 @@ def latex(suite: str, section: "Section", name: str) -> str:
 
 def _escaped(cell: str) -> str:
     escapes = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escapes |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
     escapes |= {mark: f"\\{mark}" for mark in "&%$#_{}"}
-    return "".join(escapes.get(letter, letter) for letter in cell)
+    return "".join(escapes.get(letter, letter) for letter in " ".join(cell.split()))
