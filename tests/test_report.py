@@ -12,7 +12,8 @@ import pytest
 
 from twinbench import records
 from twinbench.metrics import score
-from twinbench.report import blocks, intervals, literature, make, tables
+from twinbench.report import blocks, intervals, literature, make, read, tables
+from twinbench.report.notes import notes as explained
 from twinbench.report.text import shown
 
 ROOT = Path(__file__).parents[1]
@@ -103,8 +104,9 @@ def report(tmp_path_factory) -> dict:
 
 def computed(results: Path, reference: str = "twin_merging") -> dict[tuple[str, str], dict[str, pd.DataFrame]]:
     """Tables per (suite_id, protocol), without writing or drawing anything."""
-    found = blocks.blocks(records.latest(records.read(results)))
-    draws = intervals.draws(results, found)
+    found = blocks.blocks(read.chosen(results, "toy", None))
+    frames, _ = read.predictions(results, found)
+    draws = intervals.draws(frames, found)
     return {(block.suite_id, block.protocol): tables.make(block, draws, reference) for block in found}
 
 
@@ -116,9 +118,10 @@ def table(results: Path, name: str = "normalized", reference: str = "twin_mergin
 
 def notes(results: Path) -> str:
     """What is said of the empty cells of the first block."""
-    block, *_ = blocks.blocks(records.latest(records.read(results)))
-    draws = intervals.draws(results, [block])
-    return "\n".join(tables.notes(block, tables.normalized(block, draws, "ties"), "ties"))
+    block, *_ = blocks.blocks(read.chosen(results, "toy", None))
+    frames, doubts = read.predictions(results, [block])
+    table = tables.normalized(block, intervals.draws(frames, [block]), "ties")
+    return "\n".join(explained(block, table, "ties", doubts=doubts, where="results_dir=R"))
 
 
 def raw(predictions: dict[str, np.ndarray]) -> dict[str, float]:
@@ -396,6 +399,73 @@ def test_no_interval_without_predictions(results):
     assert "No interval for ties" in notes(results)
 
 
+def test_predictions_are_those_of_their_record_or_not_used(results):
+    """An interval is never of other predictions than the score beside it."""
+    path = results / "predictions" / "a3.parquet"
+    own = pd.read_parquet(path)
+    path.write_bytes((results / "predictions" / "a2.parquet").read_bytes())  # another run's
+    found, told = table(results), notes(results)
+    assert found.loc["ties", ["average_low", "difference_low", "p"]].isna().all()
+    assert found.loc["ties", "average"] > 0 and found.loc["average", "average_low"] > 0
+    ties, average = raw(guess(0.6)), raw(guess(0.5))
+    said = "; ".join(f"{t} {m} {average[t]:.4f}, the record {ties[t]:.4f}" for t, m in TASKS.items())
+    assert f"Predictions not used: those of ties, run a3, give {said}." in told
+    assert "No interval for ties: per-example predictions are missing or not used" in told
+    own[own["row"] != 7].to_parquet(path)
+    assert "those of ties, run a3, give 299 rows of topic, the record 300; 299 rows of mood" in notes(results)
+    own.assign(prediction=np.where(own.index == 5, np.nan, own["prediction"])).to_parquet(path)
+    assert "predictions of mood that are no numbers." in notes(results)
+    other = own.assign(split="mismatched", prediction=0.0)  # rows scored beside the test
+    pd.concat([other, own]).sample(frac=1, random_state=0).to_parquet(path)
+    assert "not used" not in notes(results) and table(results).loc["ties", "average_low"] > 0
+
+
+def test_predictions_within_rounding_are_used(results):
+    path = results / "records" / "a3.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for change, used in ((5e-7, True), (-5e-7, True), (2e-6, False), (-2e-6, False)):
+        changed = [row | {"value": row["value"] + change} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in changed), encoding="utf-8")
+        assert ("not used" not in notes(results)) == used
+
+
+def test_a_file_that_holds_no_predictions_is_one_clear_error(results):
+    path = results / "predictions" / "a3.parquet"
+    own = pd.read_parquet(path)
+    own.drop(columns="row").to_parquet(path)
+    with pytest.raises(ValueError, match=r"predictions/a3\.parquet: not predictions, for want of row"):
+        make(results, suite="toy")
+    own.assign(label="x").to_parquet(path)
+    with pytest.raises(ValueError, match=r"a3\.parquet: not predictions, for want of label"):
+        make(results, suite="toy")
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"a3\.parquet: not predictions \(") as error:
+        make(results, suite="toy")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_normalized_is_told_with_the_command_that_measures_it(tmp_path):
+    add_run(tmp_path, "a1", "average", guess(0.5))
+    command = "`python run.py suite=toy method=individual results_dir=R`"
+    assert "Nothing is normalized: no run of individual under the strict protocol" in notes(tmp_path)
+    assert command in notes(tmp_path)
+    page = (make(tmp_path, suite="toy")["folder"] / "index.html").read_text(encoding="utf-8")
+    assert f"<code>python run.py suite=toy method=individual results_dir={tmp_path}</code>" in page
+    add_run(tmp_path, "a0", "individual", {"topic": guess(0.95)["topic"]})
+    told = notes(tmp_path)
+    assert "Not normalized: mood; a run of individual has no score there" in told
+    assert command.replace("R`", "R force=true`") in told
+    assert "Incomplete: individual, run a0, has no score of mood." in told
+    add_run(tmp_path, "a0", "individual", guess(0.95))
+    assert "ormalized" not in notes(tmp_path) and "Incomplete" not in notes(tmp_path)
+
+
+def test_older_results_are_not_told_a_command(results):
+    add_run(results, "f0", "average", guess(0.7), suite_id="old", time="2025-01-01T00:00:00+00:00")
+    page = (make(results, suite="toy")["folder"] / "index.html").read_text(encoding="utf-8")
+    assert "Nothing is normalized" in page and "method=individual" not in page
+
+
 def test_predictions_of_other_rows_are_refused(results):
     path = results / "predictions" / "a3.parquet"
     frame = pd.read_parquet(path)
@@ -462,14 +532,105 @@ def test_what_a_shared_expert_is_worth_is_paired_at_equal_settings(tmp_path):
     assert cells["topic"][0].endswith("*") and cells["topic"][1] == "+0.0"
 
 
-def test_regenerating_gives_the_same_bytes_and_removes_what_is_gone(report):
+def test_regenerating_gives_the_same_bytes(report):
     folder = report["folder"]
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
-    (folder / "strict_gone.csv").write_text("old")
     make(folder.parents[1], suite="toy")
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
     suffixes = {path.suffix for path in before}
-    assert suffixes == {".html", ".md", ".tex", ".csv", ".svg", ".png"}
+    assert suffixes == {".html", ".md", ".tex", ".csv", ".svg", ".png", ".txt"}
+    listed = set((folder / "manifest.txt").read_text(encoding="utf-8").splitlines())
+    assert listed == {path.relative_to(folder).as_posix() for path in before} - {"manifest.txt"}
+
+
+def test_a_report_removes_what_the_last_one_wrote_and_nothing_else(results):
+    folder = make(results, suite="toy")["folder"]
+    outside = [results / "README.md", folder / "mine.csv", folder / "figures" / "mine.png"]
+    for path in outside:
+        path.write_text("not of a report")
+    with (folder / "manifest.txt").open("a", encoding="utf-8") as file:
+        file.write("../../README.md\nfigures/../mine.csv\n/etc/hosts\nnever_there.csv\n")
+    for path in [*(results / "records").glob("[de]*.jsonl"), results / "records" / "c0.jsonl"]:
+        path.unlink()
+    before = {path for path in folder.rglob("*.*") if path not in outside}
+    make(results, suite="toy")
+    gone = {"experts.csv", "experts.md", "strict_failed.csv", "figures/experts.svg", "figures/experts.png"}
+    after = {path for path in folder.rglob("*.*") if path not in outside}
+    assert {path.relative_to(folder).as_posix() for path in before - after} >= gone - {"experts.md"}
+    assert all(path.read_text() == "not of a report" for path in outside)
+    listed = set((folder / "manifest.txt").read_text(encoding="utf-8").splitlines())
+    assert listed == {path.relative_to(folder).as_posix() for path in after} - {"manifest.txt"}
+
+
+def test_a_report_that_could_not_be_written_leaves_no_parts_and_is_mended_by_the_next(results):
+    folder = results / "reports" / "toy"
+    (folder / "strict_raw.csv").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"strict_raw\.csv"):
+        make(results, suite="toy")
+    assert (folder / "index.html").exists() and not list(folder.rglob("*.part"))
+    (folder / "strict_raw.csv").rmdir()
+    for path in (results / "records").glob("[bce]*.jsonl"):
+        path.unlink()
+    make(results, suite="toy")
+    left = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    assert left == {"manifest.txt", *(folder / "manifest.txt").read_text(encoding="utf-8").splitlines()}
+
+
+@pytest.mark.parametrize("name", ["../../..", "/tmp", "a/b", ".hidden", "", "-x", "a b", "a\n"])
+def test_names_that_leave_the_folder_of_reports_are_refused(results, name):
+    add_run(results, "f0", "average", guess(0.7), suite=name)
+    for setting in ("suite", "experiment"):
+        with pytest.raises(ValueError, match=f"{setting}=.* names no report"):
+            make(results, **{setting: name})
+    assert not (results / "reports").exists()
+
+
+def test_a_record_whose_suite_id_is_a_path_writes_nothing(results):
+    add_run(results, "f0", "average", guess(0.7), suite_id="../../x", time="2025-01-01T00:00:00+00:00")
+    with pytest.raises(ValueError, match=r"a report has no file 'strict_\.\./\.\./x"):
+        make(results, suite="toy")
+    assert not (results / "reports").exists()
+
+
+ABSENT = object()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("value", None, "value of a record must be a finite number; got None"),
+        ("value", "0.5", "value of a record must be a finite number; got '0.5'"),
+        ("value", True, "value of a record must be a finite number; got True"),
+        ("value", float("nan"), "value of a record must be a finite number; got nan"),
+        ("value", -float("inf"), "value of a record must be a finite number; got -inf"),
+        ("value", ABSENT, "value of a record must be a finite number; there is none"),
+        ("time", ABSENT, "time of a record must be text; there is none"),
+        ("status", "fine", "status of a record must be ok or failed; got 'fine'"),
+        ("protocol", "loose", "protocol of a record must be strict or paper or blind; got 'loose'"),
+        ("suite_id", 3, "suite_id of a record must be text or null; got 3"),
+        ("params", [], r"params of a record must be an object or null; got \[\]"),
+        ("router", {}, "router of a record must have a name"),
+        ("primary", 1, "primary of a record must be true or false; got 1"),
+        ("shared_bytes", None, "shared_bytes of a record must be a finite number; got None"),
+        ("merge_seconds", "1", "merge_seconds of a record must be a finite number or null"),
+        ("n", 1.5, "n of a record must be a whole number or null; got 1.5"),
+        ("seed", "0", "seed of a record must be"),
+    ],
+)
+def test_a_malformed_record_is_one_clear_error_with_its_file(results, key, value, words):
+    path = results / "records" / "a3.jsonl"
+    first, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    first = {name: kept for name, kept in first.items() if name != key} | ({} if value is ABSENT else {key: value})
+    path.write_text("".join(json.dumps(row) + "\n" for row in (first, *rest)), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"records/a3\.jsonl: {words}") as error:
+        make(results, suite="toy")
+    assert "\n" not in str(error.value)
+
+
+def test_an_experiment_without_records_is_one_clear_error(results):
+    records.write_sweep(results, "pilot", ["nowhere"])
+    with pytest.raises(ValueError, match="no records of experiment 'pilot'"):
+        make(results, experiment="pilot")
 
 
 def test_a_caveat_of_the_suite_stands_first(results):
@@ -502,11 +663,17 @@ def test_page_is_self_contained_and_names_every_method(report):
     assert all(path.exists() for path in report["figures"].values())
 
 
-def test_html_in_a_name_is_escaped(tmp_path):
-    for run_id, note in (("a", ""), ("b", "<script>alert(1)</script>")):
+def test_markup_in_a_name_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script> [x](http://y) a|b & $x^$ \\n\n| c"
+    for run_id, note in (("a", ""), ("b", evil)):
         add_run(tmp_path, run_id, "average", guess(0.5), params={"note": note})
-    page = (make(tmp_path, suite="toy")["folder"] / "index.html").read_text(encoding="utf-8")
+    add_run(tmp_path, "c", "ties", error=evil)
+    folder = make(tmp_path, suite="toy")["folder"]
+    page, markdown, latex = ((folder / f).read_text() for f in ("index.html", "leaderboard.md", "leaderboard.tex"))
     assert "alert(1)" in page and "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; [x]\\(http://y) a\\|b &amp; $x^$" in markdown
+    assert "<script>" not in markdown and "](http" not in markdown and "\n| c" not in markdown
+    assert r"\textless{}script\textgreater{}" in latex and r"a\textbar{}b \& \$x\textasciicircum{}\$" in latex
 
 
 def run_module(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess:
@@ -531,11 +698,22 @@ def test_command_line_errors_are_one_clear_line(results):
         ("suite=toys", f"results_dir={results}"): "error: no records of suite 'toys'; suites with records: toy",
         ("sute=toy",): "error: unknown setting 'sute'; did you mean 'suite'?",
         ("suite=toy", f"results_dir={results}", "reference=tie"): "did you mean 'ties'?",
+        ("suite=../../x", f"results_dir={results}"): "error: suite='../../x' names no report: a name is of letters",
     }
     for arguments, message in cases.items():
         done = run_module(*arguments)
         assert done.returncode == 1 and done.stdout == ""
         assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_reference_that_fits_several_rows_is_refused_with_their_labels(results):
+    add_run(results, "a4", "ties", guess(0.7), params={"density": 0.5})
+    words = r"'ties' fits 2 rows; give one of ties \(density=0\.2\); ties \(density=0\.5\)"
+    with pytest.raises(ValueError, match=words):
+        make(results, suite="toy", reference="ties")
+    assert table(results, reference="ties (density=0.5)").loc["ties (density=0.5)", "reference"]
+    made = make(results, suite="toy", reference="ties (density=0.5)")["tables"]["strict_normalized"]
+    assert made.loc[made["reference"], "method"].tolist() == ["ties (density=0.5)"]
 
 
 def test_suite_that_only_failed_still_has_a_report(tmp_path):

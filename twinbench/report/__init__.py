@@ -2,11 +2,11 @@
 
 ``RESULTS/reports/NAME/`` holds ``index.html``, ``leaderboard.md``, ``leaderboard.tex``, ``experts.md``,
 ``experts.tex``, one CSV per table at full precision and ``figures/``. It is regenerated as a whole: the same records
-give the same bytes, and what an earlier report had and this one has not is removed.
+give the same bytes. ``manifest.txt`` lists its files; those that the last report listed and this one lacks are removed.
 ``RESULTS/caveats/SUITE.md``, where somebody wrote it, says in a report's first lines what is wrong with its numbers.
 """
 
-import os
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,24 +45,26 @@ def make(
         OSError: the folder cannot be written to.
     """
     from twinbench import records
-    from twinbench.report import blocks, intervals
+    from twinbench.report import blocks, files, read
 
-    mine = _chosen(records.latest(records.read(results_dir)), suite, experiment, results_dir)
-    found, name = blocks.blocks(mine), experiment or suite
+    which, name = ("suite", suite) if experiment is None else ("experiment", experiment)
+    files.check_name(which, name)
+    mine = read.chosen(results_dir, suite, experiment)
+    found = blocks.blocks(mine)
     _check_reference(found, reference)
+    where = f"results_dir={shlex.quote(str(_relative(results_dir)))}"
     with ThreadPoolExecutor(1) as pool:  # numpy resamples while Python imports matplotlib
-        draws = pool.submit(intervals.draws, results_dir, found)
+        sampled = pool.submit(_sampled, results_dir, found)
         from twinbench.report import page, sections, text
 
         training = {block.suite_id: records.experts(results_dir, block.suite_id) for block in found}
-        made = sections.make(found, training, draws.result(), name, reference, older=experiment is None)
-    caveats = _caveats(results_dir, mine)
-    which = f"experiment={experiment}" if experiment else f"suite={suite}"
-    command = f"python -m twinbench.report {which} results_dir={_relative(results_dir)} reference={reference}"
-    folder = results_dir / "reports" / name
-    _write(
-        folder, {"index.html": page.render(name, made, mine, command, caveats).encode()} | _files(name, made, caveats)
-    )
+        draws, doubts = sampled.result()
+        older = experiment is None
+        made = sections.make(found, training, draws, name, reference, older=older, doubts=doubts, where=where)
+    command = f"python -m twinbench.report {which}={name} {where} reference={shlex.quote(reference)}"
+    folder, caveats = results_dir / "reports" / name, _caveats(results_dir, mine)
+    whole = page.render(name, made, mine, command, caveats)
+    files.write(folder, {"index.html": whole.encode()} | _files(name, made, caveats))
     return {
         "tables": {section.file(name): table for section in made for name, table in section.tables.items()},
         "figures": {s.file(name): folder / "figures" / f"{s.file(name)}.png" for s in made for name in s.figures},
@@ -71,27 +73,23 @@ def make(
     }
 
 
-def _chosen(rows: list[dict], suite: str | None, experiment: str | None, results_dir: Path) -> list[dict]:
-    """The records that a report is of."""
-    from twinbench import records
+def _sampled(results_dir: Path, found: "list[Block]") -> tuple:
+    """The resampled scores of all runs, and per run_id why some of its predictions are left out."""
+    from twinbench.report import intervals, read
 
-    if experiment:
-        run_ids = set(records.sweep(results_dir, experiment))
-        return [row for row in rows if row["run_id"] in run_ids]
-    mine = [row for row in rows if row["suite"] == suite]
-    other = {row["run_id"] for row in mine if row["split"] == "validation"}
-    if not mine:
-        known = ", ".join(sorted({row["suite"] for row in rows})) or "none"
-        raise ValueError(f"no records of suite {suite!r}; suites with records: {known}")
-    return [row for row in mine if row["run_id"] not in other]
+    frames, doubts = read.predictions(results_dir, found)
+    return intervals.draws(frames, found), doubts
 
 
 def _check_reference(found: "list[Block]", reference: str) -> None:
-    """Refuse a reference that was asked for and is nowhere; the default may just not have been run yet."""
-    if reference == REFERENCE or any(block.find(reference) for block in found):
+    """Refuse a reference that is no row or several; the default may be none, and of several it is the plainest."""
+    rows = [row for block in found for row in block.rows]
+    if reference == REFERENCE or any(row.label == reference for row in rows):
         return
-    names = sorted({name for block in found for row in block.rows for name in (row.label, row.method)})
-    near = get_close_matches(reference, names, 1, 0)
+    fitting = list(dict.fromkeys(row.label for row in rows if row.method == reference))
+    if fitting:
+        raise ValueError(f"reference={reference!r} fits {len(fitting)} rows; give one of {'; '.join(fitting)}")
+    near = get_close_matches(reference, sorted({name for row in rows for name in (row.label, row.method)}), 1, 0)
     raise ValueError(f"no row called reference={reference!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
@@ -120,19 +118,6 @@ def _files(name: str, made: "list[Section]", caveats: list[str]) -> dict[str, by
         for title, pictures in section.figures.items():
             files |= {f"figures/{section.file(title)}.{kind}": data for kind, data in pictures.items()}
     return files
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Put each file in place whole, then remove what an earlier report left."""
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        part = folder / f"{name}.{os.getpid()}.part"
-        part.write_bytes(data)
-        os.replace(part, folder / name)
-    for path in [*folder.glob("*.*"), *folder.glob("figures/*.*")]:
-        stale = path.suffix in (".csv", ".md", ".tex", ".svg", ".png")
-        if stale and path.relative_to(folder).as_posix() not in files:
-            path.unlink()
 
 
 def _relative(path: Path) -> Path:

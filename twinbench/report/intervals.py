@@ -5,13 +5,11 @@ as counts, how often each example was drawn, which is what ``twinbench.metrics``
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twinbench import records
 from twinbench.metrics import METRICS
 from twinbench.report.blocks import Block, Column, Run
 
@@ -24,9 +22,11 @@ ROUNDING = 1e-9  # percent
 Draws = dict[tuple[str, Column], np.ndarray]  # (run_id, column) -> the score of each resample, (SAMPLES,)
 
 
-def draws(results_dir: Path, found: list[Block]) -> Draws:
-    """Resampled scores of every run in ``found`` that kept its predictions; runs of one suite_id and split share their
-    draws.
+def draws(frames: "Mapping[str, pd.DataFrame]", found: list[Block]) -> Draws:
+    """Resampled scores of the runs in ``found``; runs of one suite_id and split share their draws.
+
+    Args:
+        frames: per run_id its predictions on its block's split, where there are any (``read.predictions``).
 
     Raises:
         ValueError: two runs of a suite_id predicted different rows of a task, or hold different labels.
@@ -35,9 +35,7 @@ def draws(results_dir: Path, found: list[Block]) -> Draws:
     for suite_id, split in dict.fromkeys((block.suite_id, block.split) for block in found):
         family = [block for block in found if (block.suite_id, block.split) == (suite_id, split)]
         runs = [run.run_id for block in family for row in block.rows for run in row.runs]
-        frames = {run: frame for run in runs if (frame := records.predictions(results_dir, run)) is not None}
-        frames = {run: frame[frame["split"] == split] for run, frame in frames.items()}
-        scores |= resample(frames, family[0].columns)
+        scores |= resample({run: frames[run] for run in runs if run in frames}, family[0].columns)
     return scores
 
 
@@ -45,18 +43,25 @@ def resample(frames: "Mapping[str, pd.DataFrame]", columns: Iterable[Column]) ->
     """Score ``SAMPLES`` resamples of each task for every run.
 
     Args:
-        frames: per run_id its predictions (``records.predictions``).
-        columns: (task, primary metric); a metric that is not a function of label and prediction is left out. Without
-            labels the predictions are the examples' own scores, and the metric is their mean.
+        frames: per run_id its predictions.
+        columns: (task, primary metric); one without a ``statistic`` is left out.
     """
     scores = {}
     for task, metric in columns:
         runs, labels, predictions = _aligned(frames, task)
-        statistic = METRICS.get(metric, _mean if runs and np.isnan(labels).all() else None)
-        if runs and statistic:
-            chunks = [statistic(counts, labels, predictions) for counts in _counts(task, len(labels))]
+        rule = statistic(metric, labels) if runs else None
+        if rule:
+            chunks = [rule(counts, labels, predictions) for counts in _counts(task, len(labels))]
             scores |= {(run, (task, metric)): row for run, row in zip(runs, np.hstack(chunks), strict=True)}
     return scores
+
+
+def statistic(metric: str, labels: np.ndarray) -> Callable | None:
+    """The metric as a function of resampled examples (``twinbench.metrics``); None where it is none of them.
+
+    Without labels the predictions are the examples' own scores, and the metric is their mean, whatever its name.
+    """
+    return METRICS.get(metric, _mean if np.isnan(labels).all() else None)
 
 
 def averages(runs: list[Run], individual: list[Run], columns: list[Column], scores: Draws) -> np.ndarray | None:

@@ -37,7 +37,7 @@ def origins(blocks: Sequence[Block], training: Mapping[str, Mapping]) -> pd.Data
     runs = [run for block in blocks for row in [*block.rows, *block.experts] for run in row.runs]
     for record in (record for run in runs for record in run.records):
         line = found.setdefault(record["task"], {"task": record["task"]})
-        line[record["split"]] = record["n"]
+        line[record["split"]] = record.get("n")
         line["origin"] = line.get("origin") or record.get("data")
     if not any(line["origin"] for line in found.values()):
         return pd.DataFrame()

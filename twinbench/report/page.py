@@ -26,7 +26,7 @@ def render(suite: str, sections: list[Section], records: list[dict], command: st
             "heading": section.heading,
             "older": section.older,
             "sentence": section.sentence,
-            "notes": section.notes,
+            "notes": [_spans(note) for note in section.notes],
             "tables": [_table(section, name) for name in text.TITLES if name in section.tables],
             "figures": [(title(name), _inline(files["svg"])) for name, files in section.figures.items()],
         }
@@ -60,6 +60,11 @@ def _cell(head: str, shown: str, values: dict, shaded: bool) -> dict:
     if shaded and shown:
         return cell | {"share": min(max(values[head] / 100, 0), 1)}
     return cell | {"kind": "text"} if head in text.WORDS else cell
+
+
+def _spans(note: str) -> list[tuple[bool, str]]:
+    """The pieces of a note, and whether each stands in backticks."""
+    return [(place % 2 == 1, piece) for place, piece in enumerate(note.split("`"))]
 
 
 def _inline(svg: bytes) -> str:

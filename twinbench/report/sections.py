@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from twinbench.report import learning, plots, tables, text
 from twinbench.report.blocks import Block
 from twinbench.report.intervals import Draws
+from twinbench.report.notes import notes as explained
 
 TITLES = {
     "scores": "Normalized score by task",
@@ -55,6 +56,8 @@ def make(
     reference: str,
     *,
     older: bool,
+    doubts: Mapping[str, list[str]],
+    where: str,
 ) -> list[Section]:
     """The sections of each suite_id: one per block, then its experts and its data.
 
@@ -62,6 +65,8 @@ def make(
         training: per suite_id how its experts were trained, where that is known.
         name: of the report.
         older: whether suite_ids other than the first block's are older versions, which are not drawn.
+        doubts: per run_id what its predictions say otherwise than its record.
+        where: the setting ``results_dir=…`` of commands.
     """
     main, suites = found[0].suite_id, {block.suite for block in found}
     marks = plots.styles((row.method for block in found for row in block.rows), _method(found, reference))
@@ -71,7 +76,9 @@ def make(
         several, past = suite_id != main, suite_id != main and older
         for block in blocks:
             made = tables.make(block, draws, reference)
-            notes = tables.notes(block, made["normalized"], reference) if "normalized" in made else []
+            mend = None if past else where
+            table = made.get("normalized")
+            notes = [] if table is None else explained(block, table, reference, doubts=doubts, where=mend)
             heading = (f"{block.suite}: " if len(suites) > 1 else "") + _heading(block, several)
             section = Section(heading, text.PROTOCOLS[block.protocol], _slug(block, several), past, made, notes, {})
             if not past:

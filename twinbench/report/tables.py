@@ -250,24 +250,3 @@ def failed(block: Block) -> pd.DataFrame:
 
 def _first_line(error: str | None) -> str:
     return next((line.strip() for line in (error or "").splitlines() if line.strip()), "no message")
-
-
-def notes(block: Block, table: pd.DataFrame, reference: str) -> list[str]:
-    """Why cells of the normalized ``table`` are empty, one sentence each."""
-    found = []
-    if not block.individual:
-        found.append("Nothing is normalized: no run of individual under the strict protocol with these experts.")
-    elif missing := [task for task, metric in block.columns if (task, metric) not in normalizers(block)]:
-        found.append(f"Not normalized: {', '.join(missing)}; the individual score is missing, or 0 or less.")
-    bare = table["average"].notna() & table["average_low"].isna()
-    if bare.any():
-        found.append(
-            f"No interval for {', '.join(table.loc[bare, 'method'])}: per-example predictions are missing, a metric is "
-            "not one of labels and predictions, or an individual score is 0 or less in some resample."
-        )
-    short = table["average"].isna() & bool(normalizers(block))
-    if short.any():
-        found.append(f"No average for {', '.join(table.loc[short, 'method'])}: not every task has a normalized score.")
-    if len(table) and not table["reference"].any():
-        found.append(f"No differences: no row is called {reference}.")
-    return found

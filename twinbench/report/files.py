@@ -1,0 +1,59 @@
+"""The files of a report: their names stay inside its folder, and only what the last report listed is ever removed."""
+
+import os
+import re
+from pathlib import Path
+
+NAME = re.compile(r"\w[\w.-]*")
+FILE = re.compile(r"(figures/)?\w[\w.-]*")
+MANIFEST = "manifest.txt"  # what the last report wrote, a path a line
+
+
+def check_name(setting: str, name: str) -> None:
+    """Raise ValueError unless ``name`` can be that of a folder inside another one."""
+    if not NAME.fullmatch(name):
+        wanted = "letters, digits, '_', '-' and '.', the first a letter, a digit or '_'"
+        raise ValueError(f"{setting}={name!r} names no report: a name is of {wanted}")
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    """Put each file in place whole, then remove those that the last report listed and this one lacks.
+
+    Args:
+        files: path inside the folder -> content.
+
+    Raises:
+        ValueError: a path is not that of a file in the folder or in its ``figures``.
+        OSError: the folder cannot be written to.
+    """
+    for name in files:
+        if not FILE.fullmatch(name):
+            raise ValueError(f"{folder}: a report has no file {name!r}; the records hold a name that is a path")
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    stale = _listed(folder) - files.keys()
+    _list(folder, files.keys() | stale)  # first: a report that is killed here leaves nothing that no list has
+    for name, data in files.items():
+        _put(folder / name, data)
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+    _list(folder, files.keys())
+
+
+def _listed(folder: Path) -> set[str]:
+    """What the last report wrote, by its list."""
+    manifest = folder / MANIFEST
+    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []
+    return {line for line in lines if FILE.fullmatch(line)}
+
+
+def _list(folder: Path, names: set[str]) -> None:
+    _put(folder / MANIFEST, "".join(f"{name}\n" for name in sorted(names)).encode())
+
+
+def _put(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
