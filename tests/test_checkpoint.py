@@ -15,10 +15,11 @@ from transformers import BertForMaskedLM
 
 from baselines import average, dare, dare_ties, task_arithmetic, ties
 from twinbench import state_dict
-from twinbench.checkpoint import new_folder, write_checkpoint, write_weights
+from twinbench.checkpoint import write_checkpoint, write_weights
 from twinbench.compress import bernoulli, dense, generator
 from twinbench.memory import peak_memory
 from twinbench.state_dict import StateDict, layout, read_checkpoint
+from twinbench.whole import new_folder
 
 MIXED = {
     "flag": torch.tensor([True, False, True]),

@@ -2,12 +2,7 @@
 
 import json
 import os
-import re
-import secrets
-import shutil
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -17,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from twinbench.state_dict import Layout, concurrently, listed
+from twinbench.whole import new_folder
 
 DTYPES = {
     "F64": torch.float64,
@@ -32,7 +28,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # safetensors' names
-HOST = socket.gethostname()  # in a hidden folder's name, since process ids mean nothing on other machines
 
 
 def write_checkpoint(
@@ -46,54 +41,6 @@ def write_checkpoint(
     """
     with new_folder(folder) as part:
         write_weights(part, state, layout, shard_bytes=shard_bytes, metadata=metadata)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a hidden folder beside ``folder`` to write into; it gets that name when the context ends without an error.
-
-    What processes killed at this have left is removed first.
-
-    Raises:
-        FileExistsError: the folder exists and is not empty.
-        OSError: the disk is full, or cannot be written to.
-    """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder; remove it or choose another name")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder)
-    part = folder.parent / f".{folder.name}-{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-    part.mkdir()
-    try:
-        yield part
-        for path in (*part.rglob("*"), part):
-            _sync(path)
-        os.replace(part, folder)
-        _sync(folder.parent)
-    except OSError as error:
-        said = f"{folder} could not be written, and nothing is left of it: {error.strerror or error}"
-        raise OSError(error.errno, said) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove the hidden folders of `new_folder` whose process ran on this machine and is gone."""
-    name = re.compile(rf"\.{re.escape(f'{folder.name}-{HOST}')}-(\d+)-[0-9a-f]{{8}}")
-    for sibling in folder.parent.iterdir():
-        found = name.fullmatch(sibling.name)
-        if found and not _alive(int(found[1])):
-            shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
 
 
 def write_weights(
@@ -183,12 +130,3 @@ def _bytes(name: str, tensor: Tensor, entry: tuple[str, tuple[int, ...]]) -> mem
 
 def _size(entry: tuple[str, tuple[int, ...]]) -> int:
     return DTYPES[entry[0]].itemsize * prod(entry[1])
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from twinbench import adapter, benchmark, card
-from twinbench.checkpoint import DTYPES, new_folder, write_weights
+from twinbench.checkpoint import DTYPES, write_weights
 from twinbench.method import Method
 from twinbench.plan import Job
 from twinbench.router import Mlp, Oracle, Router
 from twinbench.suite import Suite, backbone, classifier
 from twinbench.task import Task
+from twinbench.whole import new_folder
 
 SHARED, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 POOLED = {

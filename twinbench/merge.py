@@ -22,11 +22,12 @@ from torch import Tensor
 
 from twinbench import assets
 from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
-from twinbench.checkpoint import new_folder, write_weights
+from twinbench.checkpoint import write_weights
 from twinbench.merged import Merged
 from twinbench.mistakes import MISTAKES, one_line
 from twinbench.signature import checked_signature, hyperparameters
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
+from twinbench.whole import new_folder
 
 HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT's names of tasks whose models have a head of their own
 BESIDE = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer, which a merged model takes from its base

@@ -99,9 +99,10 @@ def make_models(root: Path, count: int, size: str) -> list[Path]:
     import torch
     from transformers import AutoModelForSequenceClassification, RobertaConfig
 
-    from twinbench.checkpoint import new_folder, write_weights
+    from twinbench.checkpoint import write_weights
     from twinbench.compress import generator
     from twinbench.state_dict import StateDict
+    from twinbench.whole import new_folder
 
     config = RobertaConfig(**SIZES[size], num_labels=2, architectures=["RobertaForSequenceClassification"])
     config.dtype = "float32"
@@ -242,8 +243,8 @@ def floor(out: Path, folders: list[Path]) -> None:
     """Read every byte of the inputs through memory maps, and meanwhile write and sync as many as a result has."""
     import torch
 
-    from twinbench.checkpoint import new_folder  # noqa: F401 (ours imports it, too)
     from twinbench.state_dict import PIECE, concurrently
+    from twinbench.whole import new_folder  # noqa: F401 (ours imports it, too)
 
     imported = time.perf_counter()
 
