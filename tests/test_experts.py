@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -58,6 +59,19 @@ def test_deterministic_and_cached(family, tmp_path):
     before = (first / "model.safetensors").stat().st_mtime_ns
     assert finetune(family / "base", task("letters"), RECIPE, tmp_path / "a", "cpu") == first
     assert (first / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_damaged_expert_is_trained_again_and_said_once(family, tmp_path, capfd):
+    recipe = replace(RECIPE, epochs=1)
+    folder = finetune(family / "base", task("letters"), recipe, tmp_path / "a", "cpu")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-5] + bytes([whole[-5] ^ 64]) + whole[-4:])
+    capfd.readouterr()
+    for _ in range(2):
+        assert finetune(family / "base", task("letters"), recipe, folder, "cpu") == folder
+    assert (folder / "model.safetensors").read_bytes() == whole
+    warning = f"{folder}: model.safetensors is not what was written there; it is made again"
+    assert [line for line in capfd.readouterr().err.splitlines() if "made again" in line] == [warning]
 
 
 def test_a_killed_training_leaves_no_expert(family, tmp_path):

@@ -51,7 +51,7 @@ def fetch(source: Mapping) -> Path:
         root = _snapshot(source)
     folder = source.get("folder") or ""
     if not (root / folder).exists():
-        held = sorted(file.name for file in root.iterdir()) if root.is_dir() else []
+        held = sorted(file.name for file in root.glob("[!.]*")) if root.is_dir() else []
         raise FileNotFoundError(
             f"{source[chosen]}: no {folder or 'files'} among what was fetched, which is "
             f"{', '.join(held[:10]) or 'nothing'} (limited by include, and on the hub to {', '.join(HUB_SUFFIXES)})"
@@ -156,6 +156,9 @@ def _choose(source: Mapping) -> Path | str:
     unknown = [str(key) for key in source if key not in KEYS]
     if unknown:
         raise ValueError(f"source has unknown keys {', '.join(unknown)}; legal keys are {', '.join(KEYS)}")
+    folder = source.get("folder") or ""
+    if folder.startswith("/") or ".." in folder.split("/"):
+        raise ValueError(f"source folder must lie inside of what is fetched, got {folder}")
     path, name, data = source.get("path"), source.get("name"), os.environ.get("TWINBENCH_DATA")
     if path:
         local = Path(path).expanduser()

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from twinbench.checkpoint import new_folder
+from twinbench.cached import made
 from twinbench.metrics import score
 from twinbench.task import Task
 
@@ -61,7 +61,7 @@ class Recipe:
 
 
 def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> Path:
-    """Fine-tune the base on a task unless ``folder`` has the expert already.
+    """Fine-tune the base on a task unless ``folder`` has the expert already, undamaged.
 
     The folder appears when training has ended and everything is in it: a Hugging Face sequence classifier with its
     tokenizer, and ``training.json`` (recipe, learning curve with the validation score after each epoch, seconds).
@@ -69,15 +69,7 @@ def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) 
     Returns:
         folder
     """
-    if folder.exists():
-        return folder
-    try:
-        with new_folder(folder) as part:
-            _train(base, task, recipe, part, device)
-    except OSError:
-        if not folder.exists():  # otherwise another process was faster, with the same seed
-            raise
-    return folder
+    return made(folder, lambda part: _train(base, task, recipe, part, device))
 
 
 def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> None:

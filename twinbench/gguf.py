@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from twinbench.checkpoint import new_folder
+from twinbench.cached import made
 
 
 def dequantized(file: Path, folder: Path) -> Path:
@@ -13,8 +13,10 @@ def dequantized(file: Path, folder: Path) -> Path:
     Raises:
         ValueError: the file is no GGUF model that transformers knows.
     """
-    if folder.exists():
-        return folder
+    return made(folder, lambda part: _dequantize(file, part))
+
+
+def _dequantize(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,11 +33,5 @@ def dequantized(file: Path, folder: Path) -> Path:
     config._name_or_path = ""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(read.state_dict())
-    try:
-        with new_folder(folder) as part:
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-    except OSError:
-        if not folder.exists():  # otherwise another process was faster
-            raise
-    return folder
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

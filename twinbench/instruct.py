@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from twinbench.checkpoint import new_folder
+from twinbench.cached import made
 from twinbench.experts import Progress
 from twinbench.language import answers
 from twinbench.task import Task
@@ -81,7 +81,7 @@ class Recipe:
 def finetune(
     base: Path, task: Task, recipe: Recipe, folder: Path, device: str, tokenizer_folder: Path | None = None
 ) -> Path:
-    """Fine-tune an adapter of the base on a task unless ``folder`` has it already.
+    """Fine-tune an adapter of the base on a task unless ``folder`` has it already, undamaged.
 
     The folder appears when training has ended and everything is in it: a PEFT adapter, and ``training.json`` (recipe,
     learning curve, seconds).
@@ -92,14 +92,7 @@ def finetune(
     Returns:
         folder
     """
-    if not folder.exists():
-        try:
-            with new_folder(folder) as part:
-                _train(base, tokenizer_folder or base, task, recipe, part, device)
-        except OSError:
-            if not folder.exists():  # otherwise another process was faster, with the same seed
-                raise
-    return folder
+    return made(folder, lambda part: _train(base, tokenizer_folder or base, task, recipe, part, device))
 
 
 def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> None:

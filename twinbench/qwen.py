@@ -10,9 +10,9 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
+from twinbench.cached import made
 from twinbench.headers import shapes
 
 FORMAT = "qwen2 a"  # of what is written here; another makes what is cached anew
@@ -57,8 +57,10 @@ def converted(folder: Path, target: Path) -> Path:
         FileNotFoundError: a shard is missing.
         ValueError: settings that Qwen2 has no equal of, or tensors that do not fit them.
     """
-    if target.exists():
-        return target
+    return made(target, lambda part: _convert(folder, part))
+
+
+def _convert(folder: Path, target: Path) -> None:
     from twinbench.checkpoint import DTYPES, write_weights
     from twinbench.state_dict import StateDict, layout, listed, read_checkpoint
 
@@ -88,13 +90,12 @@ def converted(folder: Path, target: Path) -> Path:
         old, at, count = places[new]
         return state[old].chunk(count)[at]
 
-    with _made(target, f"rewriting {folder.name} as Qwen2") as part:
-        write_weights(part, StateDict(entries, tensor), entries, shard_bytes=SHARD_BYTES, metadata={})
-        config.save_pretrained(part)
-        if (folder / NATIVE[0]).exists():
-            for file in filter(Path.exists, (folder / name for name in NATIVE)):
-                shutil.copyfile(file, part / file.name)
-    return target
+    print(f"rewriting {folder.name} as Qwen2, once", flush=True)
+    write_weights(target, StateDict(entries, tensor), entries, shard_bytes=SHARD_BYTES, metadata={})
+    config.save_pretrained(target)
+    if (folder / NATIVE[0]).exists():
+        for file in filter(Path.exists, (folder / name for name in NATIVE)):
+            shutil.copyfile(file, target / file.name)
 
 
 def converted_adapter(folder: Path, target: Path) -> Path:
@@ -107,8 +108,10 @@ def converted_adapter(folder: Path, target: Path) -> Path:
         FileNotFoundError: a file of the adapter is missing.
         ValueError: it is no plain LoRA adapter, or adapts what a Qwen of 2023 does not have.
     """
-    if target.exists():
-        return target
+    return made(target, lambda part: _convert_adapter(folder, part))
+
+
+def _convert_adapter(folder: Path, target: Path) -> None:
     from safetensors.torch import save
 
     from twinbench.lora import FACTOR, by_pattern, read_config
@@ -135,11 +138,10 @@ def converted_adapter(folder: Path, target: Path) -> Path:
             modules |= dict.fromkeys(new, old)
     if unknown:
         raise ValueError(f"{folder}: adapts what the Qwen of 2023 does not have: {listed(unknown)}")
-    with _made(target, f"rewriting adapter {folder.name} for Qwen2") as part:
-        (part / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
-        written = json.dumps(_adapter_config(config, modules, by_pattern), indent=2)
-        (part / "adapter_config.json").write_text(written + "\n", encoding="utf-8")
-    return target
+    print(f"rewriting adapter {folder.name} for Qwen2, once", flush=True)
+    (target / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+    written = json.dumps(_adapter_config(config, modules, by_pattern), indent=2)
+    (target / "adapter_config.json").write_text(written + "\n", encoding="utf-8")
 
 
 def _modules(old: str) -> tuple[str, ...]:
@@ -217,20 +219,6 @@ def _adapter_config(config: Mapping, modules: Mapping[str, str], by_pattern) -> 
         "target_modules": sorted({new.rpartition(".")[2] for new in modules}),
         "modules_to_save": full and [saved.get(name.rpartition(".")[2], name) for name in full],
     }
-
-
-@contextmanager
-def _made(target: Path, what: str):
-    """As `new_folder`, but that another process may be the faster one."""
-    from twinbench.checkpoint import new_folder
-
-    print(f"{what}, once", flush=True)
-    try:
-        with new_folder(target) as part:
-            yield part
-    except OSError:
-        if not target.exists():
-            raise
 
 
 def _json(file: Path) -> dict:

