@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from twinbench import assets, plan, processes, provenance, records, suite_config
+from twinbench import assets, cached, plan, processes, provenance, records, suite_config
 from twinbench.identity import expert_folder, origins
 from twinbench.mistakes import MISTAKES, one_line, one_of
 from twinbench.signature import hyperparameters, signature
@@ -24,7 +24,8 @@ from twinbench.signature import hyperparameters, signature
 ROOT = Path(__file__).parent
 MEASURED = (
     *("task", "metric", "primary", "value", "n", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"),
-    *("shared_bytes", "exclusive_bytes", "exclusive_kind", "router_bytes", "peak_memory_bytes", "device", "data"),
+    *("shared_bytes", "exclusive_bytes", "exclusive_kind", "router_bytes", "peak_memory_bytes", "device"),
+    *("data", "expert"),
 )
 
 
@@ -102,7 +103,9 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
                 sys.exit(1)  # the others may be waiting for this one, so the launcher has to end them
         print(f"error: {title(job)}: {one_line(error)}", file=sys.stderr, flush=True)
         return "failed"
-    rows = [identity | {"status": "ok", "error": None} | row | {"data": origins[row["task"]]} for row in rows]
+    experts, well = provenance.experts(config["suite"]), {"status": "ok", "error": None}
+    where = {task: {"data": origin, "expert": experts.get(task)} for task, origin in origins.items()}
+    rows = [identity | well | row | where[row["task"]] for row in rows]
     records.write_predictions(results_dir, job.run_id, predictions)
     records.write(results_dir, rows)
     print("  " + "  ".join(f"{r['task']} {r['metric']} {r['value']:.4f}" for r in rows if r["primary"]), flush=True)
@@ -220,11 +223,11 @@ def open_suite(suite_json: str, device: str):
         folders = {name: assets.fetch(config["checkpoints"][name]) for name in own}
     else:
         how = {name: suite_config.recipe(config, spec) for name, spec in own.items()}
-        untrained = [name for name in how if not expert_folder(config, name).exists()]
+        untrained = [name for name in how if cached.damaged(expert_folder(config, name))]
         if untrained and processes.count() > 1:
             raise ValueError(
-                f"suite {config['name']}: the experts {', '.join(untrained)} are not trained yet, which one process "
-                "does: start it once without the launcher"
+                f"suite {config['name']}: the experts {', '.join(untrained)} are not trained yet, or damaged, which "
+                "one process mends: start it once without the launcher"
             )
         trainer, listed = (instruct, "targets") if suite_config.generative(config) else (experts, "freeze")
         recipes = {name: trainer.Recipe(**given | {listed: tuple(given[listed])}) for name, given in how.items()}

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinbench import assets
+from twinbench import assets, cached
 from twinbench.identity import expert_folder
 from twinbench.suite_config import own_experts
 
@@ -57,6 +57,17 @@ def data(suite: Mapping) -> dict[str, str]:
     }
 
 
+def experts(suite: Mapping) -> dict[str, str]:
+    """Per task of a resolved suite with an expert of its own, which weights these are; they are in the cache.
+
+    A recipe trains other weights on another machine, so what is fine-tuned here is told by the hash of its weights.
+    """
+    if suite["checkpoints"] is not None:
+        return {name: assets.origin(source) for name, source in suite["checkpoints"].items()}
+    folders = {name: expert_folder(suite, name) for name in own_experts(suite)}
+    return {name: f"fine-tuned, xxh3 {cached.weights_hash(folder)}" for name, folder in folders.items()}
+
+
 def trained(suite: Mapping) -> bool:
     """Whether the suite's experts are fine-tuned by twinbench and all of them are in the cache."""
     finished = (expert_folder(suite, name) / "training.json" for name in own_experts(suite))
@@ -71,15 +82,16 @@ def training(suite: Mapping, tasks: "Mapping[str, Task]") -> dict[str, dict]:
 
     Returns:
         Per task what the expert's ``training.json`` says (recipe, curve, seconds, device, torch), with ``expert`` (its
-        name in the cache), ``data``, ``rows`` (of train and validation), ``loss`` and ``metric``, the primary one.
+        name in the cache), ``weights`` (their hash), ``data``, ``rows`` (of train and validation), ``loss`` and
+        ``metric``, the primary one.
     """
     origins, found = data(suite), {}
     for name in own_experts(suite):
         task = tasks[name]
         folder = expert_folder(suite, name)
-        text = (folder / "training.json").read_text(encoding="utf-8")
         found[name] = {
             "expert": folder.name,
+            "weights": f"xxh3 {cached.weights_hash(folder)}",
             "data": origins[name],
             "rows": {split: len(task.splits[split]) for split in ("train", "validation")},
         }
@@ -88,8 +100,20 @@ def training(suite: Mapping, tasks: "Mapping[str, Task]") -> dict[str, dict]:
         else:
             loss = "squared error" if task.classes is None else "cross-entropy (nats)"
             found[name] |= {"loss": loss, "metric": task.metrics[0]}
-        found[name] |= json.loads(text, parse_constant=lambda _: None)  # the NaN of a training that diverged is no JSON
+        found[name] |= _history(folder / "training.json")
     return found
+
+
+def _history(file: Path) -> dict:
+    """What a training wrote down; the NaN of one that diverged is no JSON, and None here.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: not a training written down by twinbench ({error})") from error
 
 
 def _git(root: Path, *arguments: str) -> str:
