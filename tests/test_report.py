@@ -646,7 +646,7 @@ def test_a_caveat_of_the_suite_stands_first(results):
 
 
 def test_suites_are_told_apart_in_the_headings_of_one_report(results):
-    add_run(results, "z9", "average", guess(0.4), suite="toy_other", suite_id="other")
+    add_run(results, "z9", "average", guess(0.4), suite="toy_other", suite_id="other", time="2025-01-01T00:00:00+00:00")
     records.write_sweep(results, "both", ["a0", "a2", "z9"])
     text = make(results, experiment="both")["summary"]
     assert "## toy: strict protocol" in text and "## toy_other: strict protocol, 2 tasks, suite_id other" in text

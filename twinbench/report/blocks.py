@@ -73,7 +73,7 @@ def blocks(rows: Iterable[Mapping]) -> list[Block]:
         rows: records as ``records.latest`` gives them.
     """
     runs = _newest_runs(list(rows))
-    ids = sorted({_suite_id(run) for run in runs}, key=lambda name: _freshness(runs, name), reverse=True)
+    ids = sorted({_suite_id(run) for run in runs}, key=lambda name: (*_freshness(runs, name), name), reverse=True)
     found = []
     for suite_id, split in ((name, split) for name in ids for split in ("test", "validation")):
         family = [run for run in runs if (_suite_id(run), _split(run)) == (suite_id, split)]
