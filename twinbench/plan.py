@@ -1,16 +1,18 @@
 """What a composed configuration means, found without loading a weight or torch: what is to run, and its mistakes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinbench.identity import hashed, suite_identity
+from twinbench.identity import by_content, hashed, leaf_identity, suite_identity
 from twinbench.mistakes import one_of
-from twinbench.signature import checked_signature, hyperparameters
+from twinbench.signature import Signature, checked_signature, completed, draws, hyperparameters
 from twinbench.suite_config import generative, merged
 
 PROTOCOLS = ("strict", "paper", "blind")
 SPLITS = ("test", "validation")
+ORACLE = "Oracle"  # the class of a router that is told the task
+CONFIGURATION = ("suite_id", "method", "params", "router", "protocol", "seed", "split")  # what a person has chosen
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Job:
 
     Attributes:
         run_id: hash of everything that changes the result, and of nothing else.
+        source: the part of it that a person has not chosen: the code of the methods and the content of files they read.
         suite_id: the same for the suite alone (base, experts, tasks).
         params: the method's hyperparameters, with those of its shared expert's method under ``shared``.
         router, seed: None where the result does not depend on them.
@@ -27,6 +30,7 @@ class Job:
     """
 
     run_id: str
+    source: str
     suite: str
     suite_id: str
     base: str
@@ -62,36 +66,41 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
     """
     one_of("protocol", config["protocol"], PROTOCOLS)
     one_of("split", config["split"], SPLITS)
-    signature = checked_signature(names["method"], config["method"])
-    params = hyperparameters(config["method"])
-    seeded = "seed" in signature.arguments
-    if "shared" in signature.arguments:
-        inner = checked_signature(names["shared"], config["shared"])
-        if inner.route or "shared" in inner.arguments:
-            raise ValueError(f"method@shared={names['shared']}: the shared expert needs a static method")
-        params |= {"shared": {"method": names["shared"], **hyperparameters(config["shared"])}}
-        seeded |= "seed" in inner.arguments
-    router = None
-    unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
-    known = signature.route == "task" or (signature.route == "router" and names["router"] == "oracle")
-    if config["protocol"] == "paper" and generative(config["suite"]):
-        raise ValueError("protocol=paper is about heads and biases that generative experts do not have; use strict")
-    if unseen and (known or config["protocol"] != "strict"):
-        what = f"method={names['method']} goes by the known task" if known else f"protocol={config['protocol']}"
-        raise ValueError(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under strict")
-    if signature.route == "router" or config["protocol"] == "blind":
-        router = {"name": names["router"], **hyperparameters(config["router"])}
+    takes, params, leaves, drawn = _method(config, names)
+    router, asked = None, config["router"]
+    oracle = asked["_target_"].rpartition(".")[2] == ORACLE
+    _check_protocol(config, names["method"], takes.route == "task" or (takes.route == "router" and oracle))
+    if takes.route == "router" or config["protocol"] == "blind":
+        router = {"name": ORACLE.lower() if oracle else names["router"], **completed(asked)}
         if router.get("minimum_risk"):
             _check_risk(config)
-        seeded |= names["router"] != "oracle"
-    suite_id = hashed(suite_identity(config["suite"]))
-    seed = config["seed"] if seeded else None
-    identity = [suite_id, names["method"], params, router, config["protocol"], seed]
-    run_id = hashed(identity + ([] if config["split"] == "test" else [config["split"]]))
-    suite = config["suite"]["name"]
-    base = suite_identity(config["suite"])["base"]
-    chosen = (names["method"], params, router, config["protocol"], seed, config["split"])
-    return Job(run_id, suite, suite_id, base, *chosen, signature.route)
+        leaves.append({"class": asked["_target_"].rpartition(".")[2], "values": by_content(completed(asked))})
+        drawn |= not oracle
+    suite = suite_identity(config["suite"])
+    found = {
+        "suite_id": hashed(suite),
+        "method": names["method"],
+        "params": params,
+        "protocol": config["protocol"],
+        "seed": config["seed"] if drawn else None,
+        "split": config["split"],
+    }
+    shared = names["shared"] if "shared" in params else None  # names are what the report calls and finds rows by
+    run_id = hashed([found | {"params": None}, shared, leaves])
+    about = {"suite": config["suite"]["name"], "base": suite["base"], "router": router, "route": takes.route}
+    return Job(run_id=run_id, source=hashed(leaves), **found, **about)
+
+
+def changed_since(rows: Iterable[Mapping], job: Job) -> str | None:
+    """When the newest result of a configuration was recorded whose source is another one; None if there is no such.
+
+    Args:
+        rows: records, oldest first.
+    """
+    own = {key: getattr(job, key) for key in CONFIGURATION}
+    same = [row for row in rows if row["status"] == "ok" and {key: row.get(key) for key in CONFIGURATION} == own]
+    others = [row["time"] for row in same if row.get("source") not in (None, job.source)]
+    return others[-1] if others else None
 
 
 def check_export(job: Job, folder: Path, suite: Mapping) -> None:
@@ -116,6 +125,35 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
     compression = job.params.get("compression", "svd")
     if compression != "svd":
         raise ValueError(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")
+
+
+def _method(config: Mapping, names: Mapping[str, str]) -> tuple[Signature, dict, list[dict], bool]:
+    """The method's signature, its hyperparameters with those of its shared expert's method, what both are, and whether
+    one of them draws random numbers."""
+    takes, params = checked_signature(names["method"], config["method"]), hyperparameters(config["method"])
+    leaves, drawn = [leaf_identity(config["method"])], draws(takes, params)
+    if "shared" in takes.arguments:
+        inner, given = checked_signature(names["shared"], config["shared"]), hyperparameters(config["shared"])
+        if inner.route or "shared" in inner.arguments:
+            raise ValueError(f"method@shared={names['shared']}: the shared expert needs a static method")
+        params |= {"shared": {"method": names["shared"], **given}}
+        leaves.append(leaf_identity(config["shared"]))
+        drawn |= draws(inner, given)
+    return takes, params, leaves, drawn
+
+
+def _check_protocol(config: Mapping, method: str, known: bool) -> None:
+    """Find what a protocol cannot be scored under.
+
+    Args:
+        known: whether the method goes by the known task.
+    """
+    unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
+    if config["protocol"] == "paper" and generative(config["suite"]):
+        raise ValueError("protocol=paper is about heads and biases that generative experts do not have; use strict")
+    if unseen and (known or config["protocol"] != "strict"):
+        what = f"method={method} goes by the known task" if known else f"protocol={config['protocol']}"
+        raise ValueError(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under strict")
 
 
 def _check_risk(config: Mapping) -> None:

@@ -1,11 +1,11 @@
-"""What a method takes, read from its source: an import would load torch, which a plan need not pay."""
+"""What a method, a router, a recipe or a loader takes, read from its source: an import would load torch."""
 
 import ast
-import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
+from twinbench import source
 from twinbench.mistakes import one_of
 
 PREPARED = {"base", "experts", "shared", "seed", "basis"}  # arguments that the run makes; the others are the YAML's
@@ -13,28 +13,59 @@ PREPARED = {"base", "experts", "shared", "seed", "basis"}  # arguments that the 
 
 @dataclass(frozen=True)
 class Signature:
-    """Arguments and route of a method, read from its source."""
+    """A function or a dataclass, and two constants of its module.
+
+    Attributes:
+        arguments: a function's keyword-only ones; a dataclass's fields.
+        defaults: of those arguments whose default is a literal.
+        route: ``ROUTE``: how a method finds w(x).
+        draws: ``DRAWS``: per hyperparameter the values under which a method draws random numbers; None: under all.
+    """
 
     arguments: frozenset[str]
+    defaults: Mapping[str, object]
     route: str | None
+    draws: Mapping[str, Collection] | None
 
 
 def signature(target: str) -> Signature:
-    """Read a method's keyword-only arguments and its module's ``ROUTE`` from the source; an import would load torch."""
-    module, _, function = target.rpartition(".")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"_target_={target}: there is no module {module}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    route, arguments = None, None
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            arguments = frozenset(argument.arg for argument in node.args.kwonlyargs)
-        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["ROUTE"]:
-            route = ast.literal_eval(node.value)
+    """Read the signature of ``MODULE.NAME``.
+
+    Raises:
+        ValueError: there is no such module, function or class, or ``DRAWS`` names no argument of it.
+    """
+    module, _, name = target.rpartition(".")
+    file = source.location(module)
+    if file is None:
+        raise ValueError(f"_target_={target}: there is no Python module {module}")
+    arguments, constants = None, {"ROUTE": None, "DRAWS": None}
+    for node in source.parsed(file).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            arguments = dict(_parameters(node.args) if isinstance(node, ast.FunctionDef) else _fields(node))
+        if isinstance(node, ast.Assign) and (known := ast.unparse(node.targets[0])) in constants:
+            constants[known] = ast.literal_eval(node.value)
     if arguments is None:
-        raise ValueError(f"_target_={target}: {spec.origin} has no function {function}")
-    return Signature(arguments, route)
+        raise ValueError(f"_target_={target}: {file} has no function or class {name}")
+    for key in constants["DRAWS"] or ():
+        one_of(f"hyperparameter in DRAWS of {module}", key, arguments)
+    return Signature(frozenset(arguments), _literals(arguments), constants["ROUTE"], constants["DRAWS"])
+
+
+def draws(takes: Signature, values: Mapping) -> bool:
+    """Whether a method draws random numbers under these hyperparameters, so that its seed changes its result."""
+    if "seed" not in takes.arguments:
+        return False
+    return takes.draws is None or any(values[key] in drawn for key, drawn in takes.draws.items())
+
+
+def hyperparameters(leaf: Mapping) -> dict:
+    """The values of a config leaf without Hydra's own keys."""
+    return {key: value for key, value in leaf.items() if not key.startswith("_")}
+
+
+def completed(leaf: Mapping) -> dict:
+    """The values of a config leaf, with the defaults of what it leaves out."""
+    return dict(signature(leaf["_target_"]).defaults) | hyperparameters(leaf)
 
 
 def checked_signature(name: str, leaf: Mapping) -> Signature:
@@ -52,6 +83,21 @@ def checked_signature(name: str, leaf: Mapping) -> Signature:
     return found
 
 
-def hyperparameters(leaf: Mapping) -> dict:
-    """The values of a config leaf without Hydra's own keys."""
-    return {key: value for key, value in leaf.items() if not key.startswith("_")}
+def _parameters(given: ast.arguments) -> Iterator[tuple[str, ast.expr | None]]:
+    """A function's keyword-only arguments with their defaults."""
+    return ((argument.arg, default) for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True))
+
+
+def _fields(given: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None]]:
+    """A dataclass's fields with their defaults."""
+    return ((node.target.id, node.value) for node in given.body if isinstance(node, ast.AnnAssign))
+
+
+def _literals(given: Mapping[str, ast.expr | None]) -> dict:
+    """The values of those defaults that are literals; of others a plan knows nothing."""
+    found = {}
+    for name, default in given.items():
+        if default is not None:
+            with suppress(ValueError):
+                found[name] = ast.literal_eval(default)
+    return found

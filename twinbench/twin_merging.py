@@ -18,6 +18,7 @@ from twinbench.merged import Merged
 from twinbench.state_dict import StateDict
 
 ROUTE = "router"
+DRAWS = {"compression": ["bernoulli"]}  # a seed changes nothing else
 
 
 def merge(
