@@ -193,8 +193,11 @@ def test_adapted_embeddings_are_merged_and_routed_as_factors(tmp_path, kind):
 
 
 def test_an_embedding_of_a_tied_model_is_not_adapted_alone(tmp_path):
-    model = LlamaForCausalLM(LlamaConfig(**SETTINGS | {"tie_word_embeddings": True}))
+    """Of one layer, whose matrices have shapes of their own too; what tells a tied model is its embedding's."""
+    model = LlamaForCausalLM(LlamaConfig(**SETTINGS | {"tie_word_embeddings": True, "num_hidden_layers": 1}))
     base = state(model)
+    adapted(model, {"target_modules": ["q_proj"], "modules_to_save": ["down_proj"]}).save_pretrained(tmp_path / "other")
+    assert list(read_adapter(tmp_path / "other", base)) == list(base)
     for name, settings in {
         "factors": {"target_modules": ["embed_tokens"]},
         "whole": {"modules_to_save": ["embed_tokens"]},

@@ -140,6 +140,14 @@ def test_a_router_is_stored_with_what_it_reads_beside_the_shared_model(family, t
         assert routing.router_bytes(suite, router, stored, setting) == written.stat().st_size, (recipe, beside)
 
 
+def test_settings_of_how_weights_are_used_reach_the_trained_router(suite):
+    static = Method("average", lambda base, experts: Merged(base), None, None)
+    for top_k in (1, 2):
+        setting = Setting(False, Mlp(**RECIPE | {"top_k": top_k}), 0, "cpu", 8)
+        found, _ = routing.weights(suite, static, setting, "size", "test")
+        assert (found > 0).sum(1).tolist() == [top_k] * 10
+
+
 def spaced(rows: int, blank: bool):
     """Texts that a tokenizer reads alike, with and without blanks before punctuation."""
     texts = [" ".join(DRAW.choice(WORDS, 5)) + (" ." if blank else ".") for _ in range(rows)]

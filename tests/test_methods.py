@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from baselines import average, dare, dare_ties, expert, individual, task_arithmetic, ties
 from twinbench import twin_merging
 from twinbench.compress import basis, dense, tensors
-from twinbench.merged import Merged, exclusive_bytes, exclusive_kind, materialize, with_route
+from twinbench.merged import Merged, exclusive_bytes, exclusive_kind, materialize, shared_bytes, with_route
 from twinbench.signature import PREPARED, hyperparameters, signature
 
 YAMLS = sorted((ROOT / "conf" / "method").glob("*.yaml"))
@@ -186,6 +186,16 @@ def test_threshold_is_the_exact_order_statistic(density):
     )
 
 
+def test_a_sample_that_misleads_costs_time_and_not_the_threshold(monkeypatch):
+    """It sees zeros alone, so the first brackets end below the threshold."""
+    monkeypatch.setattr(ties, "SAMPLE", 10)
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(1)).abs() + 1
+    assert ties._sample({"w": values}, None, ["w"], 1000).tolist() == values[::101].sort().values.tolist()
+    values[::101] = 0
+    assert ties.kept_above({"w": values}, 0.3) == values.sort(descending=True).values[299]
+    assert ties.kept_above({"w": values}, 0.995) == 0, "fewer are not zero"
+
+
 def test_dare_limits_and_unbiasedness():
     base, experts = models()
     assert_same(
@@ -260,6 +270,10 @@ def test_exclusive_parts_are_counted_and_named_as_they_would_be_written(tmp_path
     assert exclusive_kind(Merged(base, matrices)) == kind.partition(" + ")[0]
     vectors = {t: {n: part for n, part in own.items() if base[n].dim() < 2} for t, own in parts.exclusive.items()}
     assert exclusive_kind(Merged(base, vectors)) == "dense"
+    beside = {"task0": parts.exclusive["task0"] | {"more": base["up.weight"]}}
+    assert exclusive_kind(Merged(base, beside)) == kind.replace(" vectors", "")
+    save_file(base, tmp_path / "base.safetensors")
+    assert shared_bytes(parts) == (tmp_path / "base.safetensors").stat().st_size
     for nothing in ({}, {"task0": {}}):
         assert (exclusive_bytes(Merged(base)), exclusive_kind(Merged(base, nothing))) == (0, "none")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from twinbench.router import Mlp, fit
+from twinbench.router import Mlp, Router, fit
 
 RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 10, "batch_size": 16, "top_k": None}
 
@@ -44,6 +44,61 @@ def test_the_epoch_is_chosen_on_held_out_rows():
     normal = fit(recipe, (features, experts), clusters(60, 1), seed=0)
     loss = torch.nn.functional.cross_entropy
     assert loss(fooled.logits(features), experts) > 2 * loss(normal.logits(features), experts)
+
+
+def slow_fit(recipe: Mlp, train, held_out, seed: int, decay: bool = True, clip: float = 1.0) -> Router:
+    """AdamW, its falling learning rate and the clipping of gradients written out; without dropout."""
+    (features, experts), epoch_losses = train, []
+    counts = experts.bincount().to(features)
+    weight = len(experts) / counts / len(counts) if recipe.balanced else None
+    torch.manual_seed(seed)
+    router = Router(features.shape[1], len(counts), recipe)
+    parameters = list(router.parameters())
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    steps, done, taken = recipe.epochs * -(-len(features) // recipe.batch_size), 0, 0
+    for _ in range(recipe.epochs):
+        router.train()
+        for rows in torch.randperm(len(features)).split(recipe.batch_size):
+            rate = recipe.lr * (1 - done / steps) if decay else recipe.lr
+            done += 1
+            if len(rows) == 1:
+                continue
+            taken += 1
+            loss = torch.nn.functional.cross_entropy(router.logits(features[rows]), experts[rows], weight)
+            gradients = torch.autograd.grad(loss, parameters)
+            norm = torch.cat([g.flatten() for g in gradients]).norm().item()
+            with torch.no_grad():
+                for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
+                    g = g * min(1.0, clip / (norm + 1e-6))
+                    m.mul_(0.9).add_(0.1 * g)
+                    v.mul_(0.999).add_(0.001 * g * g)
+                    p -= rate * (m / (1 - 0.9**taken)) / ((v / (1 - 0.999**taken)).sqrt() + 1e-8)
+        router.eval()
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(router.logits(held_out[0]), held_out[1], weight).item()
+        epoch_losses.append((loss, {name: tensor.clone() for name, tensor in router.state_dict().items()}))
+    router.load_state_dict(min(epoch_losses, key=lambda epoch: epoch[0])[1])
+    return router
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_training_is_what_its_recipe_says(float64, balanced):
+    """In float64: Adam blows up the rounding of the gradients that batch normalization makes zero."""
+    recipe = Mlp(**RECIPE | {"dropout": 0.0, "epochs": 5}, balanced=balanced)
+    (features, experts), held_out = clusters(65, 0, noise=1.0), clusters(30, 1, noise=1.0)
+    experts = torch.where(torch.arange(65) % 4 == 0, experts, 0)  # of one expert there are more rows; 4 * 16 + 1 in all
+    given = (recipe, (features, experts), held_out, 3)
+    found, wanted = fit(*given).logits(features), slow_fit(*given).logits(features)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    for changes in ({"decay": False}, {"clip": 1e9}):
+        assert (slow_fit(*given, **changes).logits(features) - wanted).abs().max() > 1e-3, changes
 
 
 @pytest.mark.parametrize("top_k", [1, 2])

@@ -73,7 +73,7 @@ def test_only_a_pooler_stands_above_the_hidden_states(kind):
     assert unused == {name for name, _ in model.named_parameters() if in_pooler(name)}
 
 
-def adapt(root, task) -> torch.nn.Module:
+def adapt(root, task, **settings) -> torch.nn.Module:
     """Replace a task's expert by a LoRA adapter with another rank than the next task's; give the model it makes."""
     import peft
     from transformers import AutoModelForSequenceClassification, set_seed
@@ -83,14 +83,12 @@ def adapt(root, task) -> torch.nn.Module:
     labels = len(classes) if classes else 1
     model = AutoModelForSequenceClassification.from_pretrained(root / "base", num_labels=labels)
     targets = [["query", "value"], ["key", "dense", "word_embeddings"], ["query"]][position]
-    config = peft.LoraConfig(
-        "SEQ_CLS", r=2 + position, lora_alpha=8, target_modules=targets, exclude_modules=["pooler.dense"]
-    )
-    model = peft.get_peft_model(model, config)
+    given = {"r": 2 + position, "lora_alpha": 8, "target_modules": targets, "exclude_modules": ["pooler.dense"]}
+    model = peft.get_peft_model(model, peft.LoraConfig("SEQ_CLS", **given | settings))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.3)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn_like(parameter)
     folder = root / "experts" / task
     shutil.rmtree(folder)
     model.save_pretrained(folder)
@@ -108,6 +106,25 @@ def test_adapters_of_different_rank_and_targets_are_experts_beside_whole_checkpo
         assert any(not torch.equal(suite.base[name], wanted[name]) for name in suite.base)
         for name in ("classifier.weight", "classifier.bias", *POOLER):  # the pooler is not adapted: the base's
             assert torch.equal(suite.heads[task][name], model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bias": "all"},
+        {"bias": "all", "modules_to_save": ["pooler", "LayerNorm", "classifier"]},
+        {"bias": "all", "exclude_modules": None, "target_modules": ["dense"]},
+        {"bias": "lora_only"},
+    ],
+)
+def test_biases_and_modules_that_an_adapter_saves_are_its_experts_own(copy, settings):
+    wanted, suite = adapt(copy, "letters", **settings).state_dict(), opened(copy)
+    for name, tensor in suite.experts["letters"].items():
+        torch.testing.assert_close(tensor, wanted[f"bert.{name}"], rtol=0, atol=1e-6)
+    assert set(suite.heads["letters"]) == {"classifier.weight", "classifier.bias", *POOLER}
+    for name, tensor in suite.heads["letters"].items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6)
+    assert not torch.equal(wanted["bert.encoder.layer.0.attention.self.query.bias"], torch.zeros(16))
 
 
 def test_an_adapter_of_another_base_is_refused(copy):
