@@ -230,6 +230,20 @@ def test_storage_time_and_router_tables(results):
     assert {"router_accuracy", "routed_to/mood"} <= set(table(results, "secondary")["metric"])
 
 
+def test_storage_says_how_exclusive_parts_are_stored_where_the_records_do(results):
+    assert "exclusive stored as" not in table(results, "storage")
+    add_run(results, "f4", "emr", guess(0.7), exclusive_kind="dense", exclusive_bytes=8_000_000)
+    for seed, kind in enumerate(("low-rank + dense vectors", "low-rank + dense vectors", "sparse")):
+        add_run(results, f"g{seed}", "smile", guess(0.7), exclusive_kind=kind, seed=seed)
+    found = table(results, "storage")["exclusive stored as"]
+    assert (found["emr"], found["smile"]) == ("dense", "low-rank + dense vectors, sparse") and pd.isna(found["ties"])
+    folder = make(results, suite="toy")["folder"]
+    page, markdown = ((folder / name).read_text(encoding="utf-8") for name in ("index.html", "leaderboard.md"))
+    assert '<td class="text">dense</td>' in page and "as much as an expert each" in page
+    line = next(line for line in markdown.split("### Storage")[1].splitlines() if line.startswith("| emr"))
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["emr", "1.00", "8.00", "0.00", "9.00", "dense"]
+
+
 def time_rows(*runs: list[tuple]) -> pd.DataFrame:
     """The time table of one row, a seed per run; a run has (task, split, metric, n, route, evaluation) per record."""
     names = ("task", "split", "metric", "n", "route_seconds", "eval_seconds")

@@ -29,7 +29,10 @@ MEASURED = {  # what those of a finished run hold
     **dict.fromkeys(("merge_seconds", "route_seconds", "eval_seconds"), (*NUMBER, *NONE)),
     **dict.fromkeys(("shared_bytes", "exclusive_bytes", "router_bytes"), NUMBER),
 }
-LATER = {"n": (int, *NONE), "router_seconds": (*NUMBER, *NONE), "data": (str, *NONE)}  # what older ones may lack
+LATER = {  # what older ones may lack
+    **{"n": (int, *NONE), "router_seconds": (*NUMBER, *NONE)},
+    **dict.fromkeys(("data", "exclusive_kind"), (str, *NONE)),
+}
 WORDS = {str: "text", dict: "an object", bool: "true or false", int: "a whole number", float: "a finite number"}
 CHOICES = {"status": ("ok", "failed"), "protocol": PROTOCOLS}
 PREDICTED = ("row", "label", "prediction")  # columns of numbers

@@ -171,13 +171,20 @@ def curves(block: Block, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def storage(rows: list[Row]) -> pd.DataFrame:
-    """Bytes per part and in total, mean over seeds."""
+    """Bytes per part and in total, mean over seeds, and how the exclusive parts are stored.
+
+    That column is there where a record says it; a row whose records are older than it has no word there.
+    """
     parts = ["shared", "exclusive", "router"]
     lines = []
     for row in rows:
-        sizes = {part: round(np.mean([run.records[0][f"{part}_bytes"] for run in row.runs])) for part in parts}
-        lines.append({"method": row.label} | sizes | {"total": sum(sizes.values())})
-    return pd.DataFrame(lines, columns=["method", *parts, "total"])
+        first = [run.records[0] for run in row.runs]
+        sizes = {part: round(np.mean([record[f"{part}_bytes"] for record in first])) for part in parts}
+        kinds = dict.fromkeys(kind for record in first if (kind := record.get("exclusive_kind")))
+        stored = {"exclusive stored as": ", ".join(kinds) or None}
+        lines.append({"method": row.label} | sizes | {"total": sum(sizes.values())} | stored)
+    told = ["exclusive stored as"] if any(line["exclusive stored as"] for line in lines) else []
+    return pd.DataFrame(lines, columns=["method", *parts, "total", *told])
 
 
 def time(rows: list[Row]) -> pd.DataFrame:

@@ -27,7 +27,8 @@ CAPTIONS = {
     "normalized": "In % of the individual expert's score, best average first. ± is the standard deviation over seeds. "
     "Intervals and p: paired bootstrap over test examples, 1,000 resamples.",
     "raw": "×100, in the metric named in the column.",
-    "storage": "Bytes written / 10⁶.",
+    "storage": "Bytes written / 10⁶. Exclusive parts stored dense take as much as an expert each, also where the "
+    "method's authors would store masks or factors; empty: the record is older than this column.",
     "time": "Merging and router training (reading its training rows included): once; empty where a record is older "
     "than the measurement. Routing and evaluation: the sum over all tasks and splits scored. Per 1000 rows: routing "
     "and evaluation together, over the rows of those splits.",
@@ -65,7 +66,7 @@ READING = (
 OLDER = "Older results, with other experts or data"
 LATEX_CAPTIONS = {"normalized": "score in % of the individual expert's", "training": "how each was trained"}
 NAMES = ("method", "expert", "task")  # columns that name a row
-WORDS = ("status", "error", "source", "metric", "frozen", "computed in", "device", "origin")
+WORDS = ("exclusive stored as", "status", "error", "source", "metric", "frozen", "computed in", "device", "origin")
 PLAIN = (*NAMES, *WORDS)  # columns of text; the others are of numbers
 
 
