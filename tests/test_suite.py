@@ -1,5 +1,6 @@
 """Checkpoints that do not fit are refused by name before anything is merged."""
 
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import CLASSES, METRICS, WORDS, edit_weights, frame, tokenizer
 from safetensors.torch import load_file, save_file
 
 from twinbench.backbone import in_pooler
+from twinbench.class_order import class_order
 from twinbench.state_dict import read_checkpoint
 from twinbench.suite import open_suite
 from twinbench.task import load_task
@@ -35,6 +37,58 @@ POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
 def opened(root, head="pooler"):
     tasks = {task: make_task(task) for task in CLASSES}
     return open_suite("tiny", root / "base", {task: root / "experts" / task for task in CLASSES}, tasks, head=head)
+
+
+def name_classes(folder, names) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"id2label": {str(i): name for i, name in enumerate(names)}}
+    path.write_text(json.dumps(config))
+
+
+def test_a_head_with_its_classes_in_another_order_is_put_in_the_tasks(copy, capsys):
+    """The same model under other class ids gives the task's classes the same logits."""
+    folder, order = copy / "experts" / "colours", [2, 0, 1]  # blue, red, green
+    wanted = opened(copy).heads["colours"]
+    assert capsys.readouterr().out == ""
+    outputs = ("classifier.weight", "classifier.bias")
+    edit_weights(folder, lambda state: state | {name: state[name][order].contiguous() for name in outputs})
+    name_classes(folder, ["Blue", "r e-d", "GREEN"])
+    found = opened(copy).heads["colours"]
+    assert found.keys() == wanted.keys() == {*outputs, *POOLER}
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]), name
+    out = capsys.readouterr().out
+    assert out == (
+        "expert colours: its config.json has the classes in another order; its head is put in the task's: "
+        "red, green, blue\n"
+    )
+    name_classes(folder, ["LABEL_0", "LABEL_1", "LABEL_2"])  # nobody named them: as they stand
+    found = opened(copy).heads["colours"]
+    assert torch.equal(found["classifier.bias"], wanted["classifier.bias"][order])
+    name_classes(folder, ["red", "green", "blue"])
+    assert torch.equal(opened(copy).heads["colours"]["classifier.bias"], wanted["classifier.bias"][order])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "names", [["red", "green", "yellow"], ["red", "green"], ["red", "red", "blue"], ["LABEL_0", "LABEL_1", "blue"]]
+)
+def test_a_head_of_other_classes_is_refused_with_both_lists(copy, names):
+    name_classes(copy / "experts" / "colours", names)
+    with pytest.raises(
+        ValueError, match=f"expert colours: .* names the classes {', '.join(names)}, .*red, green, blue;"
+    ):
+        opened(copy)
+
+
+def test_names_that_differ_in_their_case_alone_are_told_apart(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert class_order(tmp_path, ["c", "C"], "x") is None
+    name_classes(tmp_path, ["C", "c"])
+    assert class_order(tmp_path, ["c", "C"], "x") == [1, 0]
+    name_classes(tmp_path, [f"c{i}" for i in range(12)])  # the keys of JSON are text: "10" is before "2"
+    assert class_order(tmp_path, [f"c{i}" for i in range(12)], "x") is None
+    assert class_order(tmp_path / "nowhere", ["a", "b"], "x") is None
 
 
 def test_experts_come_under_the_names_of_the_base(family):

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
+from twinbench.class_order import class_order
 from twinbench.lora import read_factors
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, listed, read_checkpoint
 from twinbench.task import Task
@@ -88,7 +89,8 @@ def open_suite(
         check_finite(opened, who)
         if merged is None or task in merged:
             weights[task] = opened
-        heads[task] = _head(state, entries, _skeleton(base_folder, outputs(tasks[task])), reference, who, tasks[task])
+        head_of = _head(state, entries, _skeleton(base_folder, outputs(tasks[task])), reference, who, tasks[task])
+        heads[task] = _in_order(head_of, base_folder, folder, who, tasks[task])
         check_finite(heads[task], f"{who}, head")
         check_vocabulary(base_folder, folder, who)
     for task, spec in tasks.items():
@@ -223,6 +225,18 @@ def _head(state: StateDict, entries: Layout, skeleton: nn.Module, encoder: Layou
     if found != wanted:
         raise ValueError(f"{who}: task {task.name} needs the head {wanted}, the checkpoint has {found}")
     return StateDict(found, state.__getitem__)
+
+
+def _in_order(head: StateDict, base_folder: Path, folder: Path, who: str, task: Task) -> StateDict:
+    """A checkpoint's head with its outputs in the order of the task's classes."""
+    order = class_order(folder, task.classes, who) if task.classes else None
+    if order is None:
+        return head
+    told = f"{who}: its config.json has the classes in another order; its head is put in the task's"
+    print(f"{told}: {', '.join(task.classes)}", flush=True)
+    wider = _skeleton(base_folder, len(order) + 1).state_dict()
+    last = {name for name in head if head[name].shape != wider[name].shape}  # the layer with an output per class
+    return StateDict(head, lambda name: head[name][order] if name in last else head[name])
 
 
 def _lent(head: StateDict, owner: Task, task: Task) -> StateDict:
