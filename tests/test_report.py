@@ -184,6 +184,26 @@ def test_rerun_replaces_its_older_result(results):
     assert found["topic"] == pytest.approx(100 * raw(guess(0.7))["topic"] / raw(guess(0.95))["topic"]) != before
 
 
+def test_seeds_of_another_source_are_left_out_and_told(results):
+    """Three seeds, of which a changed method has measured one again, and failed on another."""
+    mlp = {"name": "mlp", "hidden": 8}
+    for seed, quality in enumerate((0.3, 0.4, 0.5)):
+        earlier = {"time": f"2025-01-0{seed + 1}T00:00:00+00:00", "source": "old"}
+        add_run(results, f"f{seed}", "dare", guess(quality, seed), seed=seed, **earlier)
+    assert table(results).loc["dare", "seeds"] == 3 and "Left out" not in notes(results)
+    add_run(results, "f3", "dare", guess(0.6), seed=0, source="new")
+    add_run(results, "f4", "dare", seed=2, source="new", error="boom", time="2026-01-02T00:00:00+00:00")
+    found = table(results).loc["dare"]
+    assert found["seeds"] == 1
+    assert found["topic"] == pytest.approx(100 * raw(guess(0.6))["topic"] / raw(guess(0.95))["topic"])
+    assert "Left out: seed 1 of dare. The source of its method has changed" in notes(results)
+    assert table(results, "failed").loc["dare", "error"] == "boom", "an older result does not hide it"
+    add_run(
+        results, "g0", "twin_merging", guess(0.4), router=mlp, seed=9, source="other", time="2025-01-01T00:00:00+00:00"
+    )
+    assert table(results).loc["twin_merging (router=mlp)", "seeds"] == 3
+
+
 def test_failed_run_is_shown_with_the_first_line_of_its_error(report):
     failed = report["tables"]["strict_failed"]
     assert failed.loc[0, ["method", "status"]].tolist() == ["della", "failed"]

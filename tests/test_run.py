@@ -213,6 +213,29 @@ def test_what_does_not_change_the_number_does_not_change_the_run(bench):
     assert len({row["run_id"] for row in records.latest(records.read(bench.results))}) == 4
 
 
+def test_a_changed_method_runs_again_and_says_why(bench, capsys):
+    """As a record looks that an older source of the method has left."""
+    assert bench("method=dare") == "ok"
+    (file,) = (bench.results / "records").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    older = [row | {"run_id": "0" * 12, "source": "1" * 12, "time": "2026-01-01"} for row in rows]
+    file.rename(file.with_name("0.jsonl")).write_text("".join(json.dumps(row) + "\n" for row in older))
+    capsys.readouterr()
+    why = ": its method's source has changed since the record of 2026-01-01\n"
+    for again in ("plan=true", "plan=false"):
+        assert bench("method=dare", again) == ("planned" if again == "plan=true" else "ok")
+        assert capsys.readouterr().out.partition(" ")[2].count(why) == 1
+    assert {row["source"] for row in records.read(bench.results)} == {"1" * 12, rows[0]["source"]}
+    for other in ("method=dare", "method.density=0.5", "seed=1", "protocol=paper", "method=ties"):
+        bench("method=dare", other, "plan=true")
+    assert "has changed" not in capsys.readouterr().out, "another configuration, or one that is done"
+    for record in (bench.results / "records").iterdir():
+        record.unlink()
+    records.write(bench.results, [{key: value for key, value in row.items() if key != "source"} for row in older])
+    assert bench("method=dare", "plan=true") == "planned"
+    assert "has changed" not in capsys.readouterr().out, "a record that names no source says nothing of it"
+
+
 def test_other_data_is_another_suite(bench, family, tmp_path):
     assert bench("method=average") == "ok"
     shutil.copytree(family, tmp_path / "family")

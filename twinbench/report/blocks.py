@@ -1,7 +1,8 @@
 """Records -> blocks of labelled rows: what may stand in one table, and what each line of it is called.
 
 A block holds the runs of one (suite_id, split, protocol): scores of other experts, other data or another protocol are
-not comparable, so they never share a table. A row is one (method, params, router); its runs differ in the seed only.
+not comparable, so they never share a table. A row is one (method, params, router) with one source, the newest; its runs
+differ in the seed only.
 """
 
 import json
@@ -43,7 +44,8 @@ class Block:
     """The comparable rows of one (suite_id, split, protocol).
 
     ``individual`` are the runs every score is divided by: each task by its own expert, strict, task known.
-    ``failed`` pairs a label with the record of a run that has no result.
+    ``failed`` pairs a label with the record of a run that has no result; ``outdated`` with that of a seed that has only
+    been run with an older source of its method, and is left out of the row.
     """
 
     suite: str
@@ -54,6 +56,7 @@ class Block:
     rows: list[Row]
     experts: list[Row]
     failed: list[tuple[str, dict]]
+    outdated: list[tuple[str, dict]]
     individual: list[Run]
 
     def find(self, name: str) -> Row | None:
@@ -83,11 +86,11 @@ def blocks(rows: Iterable[Mapping]) -> list[Block]:
     return found
 
 
-def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tuple[list[Row], list]]) -> list[Block]:
+def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tuple]) -> list[Block]:
     """The blocks of one suite_id and split, with its column order and its normalizing runs."""
-    strict = rows_of.get("strict", ([], []))[0]
+    strict = rows_of.get("strict", ([],))[0]
     individual = [run for row in strict if row.method == "individual" and row.oracle for run in row.runs]
-    everything = individual + [run for rows, _ in rows_of.values() for row in rows for run in row.runs]
+    everything = individual + [run for rows, *_ in rows_of.values() for row in rows for run in row.runs]
     columns = list(dict.fromkeys(column for run in everything for column in run.scores))
     return [
         Block(
@@ -99,26 +102,36 @@ def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tup
             rows=[row for row in rows if row.method != "expert"],
             experts=[row for row in rows if row.method == "expert"],
             failed=failed,
+            outdated=outdated,
             individual=individual,
         )
-        for protocol, (rows, failed) in rows_of.items()
+        for protocol, (rows, failed, outdated) in rows_of.items()
     ]
 
 
 def _newest_runs(rows: list[Mapping]) -> list[list[dict]]:
-    """Per (suite_id, split, protocol, row, seed) the records of one run: the newest ok one, or else failed one."""
+    """Per (suite_id, split, protocol, row, seed) the records of one run: the newest ok one, or else failed one.
+
+    A run with the newest source of the row's method goes before others, even if it failed.
+    """
     runs: dict[str, list[dict]] = {}
     for row in rows:
         runs.setdefault(row["run_id"], []).append(dict(row))
+    in_time = sorted(runs.values(), key=lambda run: (run[0]["time"], run[0]["run_id"]))
+    newest = {_row(run): run[0].get("source") for run in in_time}
     chosen: dict[tuple, list[dict]] = {}
-    for run in sorted(runs.values(), key=lambda run: (run[0]["status"] == "ok", run[0]["time"], run[0]["run_id"])):
-        head = run[0]
-        chosen[_suite_id(run), _split(run), head["protocol"], head["seed"], *_identity(head)] = run
+    for run in sorted(in_time, key=lambda run: (run[0].get("source") == newest[_row(run)], run[0]["status"] == "ok")):
+        chosen[*_row(run), run[0]["seed"]] = run
     return sorted(chosen.values(), key=lambda run: (run[0]["time"], run[0]["run_id"]))
 
 
-def _rows(runs: list[list[dict]]) -> tuple[list[Row], list[tuple[str, dict]]]:
-    """Rows of one block in the order recorded, and its failed runs with their labels."""
+def _row(run: list[dict]) -> tuple:
+    """What the runs of a row have in common, whatever the source of its method."""
+    return _suite_id(run), _split(run), run[0]["protocol"], *_identity(run[0])
+
+
+def _rows(runs: list[list[dict]]) -> tuple[list[Row], list[tuple[str, dict]], list[tuple[str, dict]]]:
+    """Rows of one block in the order recorded; its failed runs, and those of an older source, with their labels."""
     groups: dict[tuple, list[list[dict]]] = {}
     for run in runs:
         groups.setdefault(_identity(run[0]), []).append(run)
@@ -126,15 +139,17 @@ def _rows(runs: list[list[dict]]) -> tuple[list[Row], list[tuple[str, dict]]]:
     for method in {identity[0] for identity in groups}:
         same = [identity for identity in groups if identity[0] == method]
         names |= zip(same, labels(method, [_settings(groups[identity][0][0]) for identity in same]), strict=True)
-    rows, failed = [], []
-    for identity, group in groups.items():
-        head = group[0][0]
+    rows, failed, outdated = [], [], []
+    for identity, whole in groups.items():
+        head = max((run[0] for run in whole), key=lambda record: record["time"])
+        group = [run for run in whole if run[0].get("source") == head.get("source")]
+        outdated += [(names[identity], run[0]) for run in whole if run not in group]
         done = [_run(records) for records in group if records[0]["status"] == "ok"]
         failed += [(names[identity], records[0]) for records in group if records[0]["status"] != "ok"]
         if done:
             oracle = (head["router"] or {"name": "oracle"})["name"] == "oracle"
             rows.append(Row(names[identity], head["method"], oracle, done, _settings(head)))
-    return rows, failed
+    return rows, failed, outdated
 
 
 def labels(method: str, settings: list[dict]) -> list[str]:

@@ -18,6 +18,9 @@ def notes(
         where: the setting ``results_dir=…``; None for older results, which no command can add to.
     """
     found = _normalizing(block, where) + _incomplete(block)
+    if block.outdated:
+        older = ", ".join(f"seed {record['seed']} of {label}" for label, record in block.outdated)
+        found.append(f"Left out: {older}. The source of its method has changed since, and other seeds have newer runs.")
     for row in block.rows:
         for run in row.runs:
             if said := doubts.get(run.run_id):
