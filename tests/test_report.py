@@ -420,11 +420,6 @@ def test_intervals_hold_the_point_and_find_real_differences_only(results):
     assert pd.isna(found.loc["emr", "difference"])
 
 
-def test_rounding_is_not_a_difference():
-    samples = np.random.default_rng(0).normal(90, 1, 1000)
-    assert intervals.paired(samples + 1e-13, samples) == (0.0, 0.0, 1.0)
-
-
 def test_no_interval_without_predictions(results):
     (results / "predictions" / "a3.parquet").unlink()
     found = table(results)
@@ -506,45 +501,6 @@ def test_predictions_of_other_rows_are_refused(results):
     frame.assign(row=frame["row"] + 1).to_parquet(path)
     with pytest.raises(ValueError, match="a3, task topic: other rows"):
         computed(results)
-
-
-def test_scores_without_labels_are_resampled_as_means():
-    """What lm-eval gives is a score per document: the metric is their mean, whatever its name."""
-    draw = np.random.default_rng(0)
-    frames = {
-        run: pd.DataFrame({"task": "bbq", "row": range(40), "label": np.nan, "prediction": draw.random(40)})
-        for run in ("a", "b")
-    }
-    found = intervals.resample(frames, [("bbq", "rouge2")])
-    for run, frame in frames.items():
-        samples = found[run, ("bbq", "rouge2")]
-        assert samples.shape == (intervals.SAMPLES,)
-        assert samples.mean() == pytest.approx(frame["prediction"].mean(), abs=0.01)
-        assert samples.std() == pytest.approx(frame["prediction"].std(ddof=0) / np.sqrt(40), rel=0.1)
-    same = intervals.resample({"a": frames["a"], "c": frames["a"].assign()}, [("bbq", "rouge2")])
-    assert np.array_equal(same["a", ("bbq", "rouge2")], same["c", ("bbq", "rouge2")]), "the same draws"
-    labelled = {run: frame.assign(label=1.0) for run, frame in frames.items()}
-    assert intervals.resample(labelled, [("bbq", "rouge2")]) == {}
-
-
-def test_labels_name_only_what_differs():
-    shared = [{"shared.method": "pretrained", "rank": 8}, {"shared.method": "ties", "shared.scaling": 1.0, "rank": 8}]
-    assert blocks.labels("twin", shared) == ["twin (shared.method=pretrained)", "twin (shared.method=ties)"]
-    assert blocks.labels("twin", [{"rank": 8}]) == ["twin"]
-    assert blocks.labels("dare", [{"p": 0.2}, {"p": 0.2, "rescale": True}]) == ["dare", "dare (rescale=true)"]
-
-
-def test_labels_leave_out_what_another_value_excludes():
-    settings = [{"rank": 0.1, "density": None}, {"rank": None, "density": 0.2}]
-    assert blocks.labels("twin", settings) == ["twin (rank=0.1)", "twin (density=0.2)"]
-
-
-def test_labels_name_a_routers_settings_only_beside_routers_of_its_name():
-    mlp, text = {"router": "mlp", "router.layer": None}, {"router": "text", "router.layer": 2}
-    assert blocks.labels("twin", [mlp, text]) == ["twin (router=mlp)", "twin (router=text)"]
-    early = mlp | {"router.layer": 2}
-    names = ["twin (router=mlp, router.layer=null)", "twin (router=mlp, router.layer=2)", "twin (router=text)"]
-    assert blocks.labels("twin", [mlp, early, text]) == names
 
 
 def test_what_a_shared_expert_is_worth_is_paired_at_equal_settings(tmp_path):

@@ -1,0 +1,213 @@
+"""Blocks: which runs may stand in one table, what its lines are called, and what they are divided by."""
+
+from itertools import count
+
+import pytest
+
+from twinbench.report import blocks
+
+MLP, ORACLE = {"name": "mlp", "hidden": 8}, {"name": "oracle"}
+NUMBER = count()
+
+
+def run(method: str, run_id: str | None = None, values: tuple = (0.5, 0.6), **fields) -> list[dict]:
+    """The records of one run on the tasks a and b; ``time`` is an hour of one day."""
+    head = {"run_id": run_id or f"{method}{next(NUMBER)}", "status": "ok", "suite": "toy", "suite_id": "new"}
+    head |= {"method": method, "params": {}, "router": None, "protocol": "strict", "seed": None, "split": "test"}
+    head |= {"time": 10} | fields
+    head["time"] = f"2026-01-01T{head['time']:02}:00:00"
+    rows = [{"task": t, "metric": "accuracy", "primary": True, "value": v} for t, v in zip("ab", values, strict=False)]
+    return [head | row for row in rows]
+
+
+def failed(method: str, **fields) -> list[dict]:
+    none = dict.fromkeys(("task", "metric", "primary", "value"))
+    return [run(method, **fields)[0] | none | {"status": "failed", "error": "boom"}]
+
+
+def made(*runs: list[dict]) -> list[blocks.Block]:
+    return blocks.blocks([row for records in runs for row in records])
+
+
+def only(*runs: list[dict]) -> blocks.Block:
+    (block,) = made(*runs)
+    return block
+
+
+def named(found: list[blocks.Block]) -> list[tuple[str, str, str]]:
+    return [(block.suite_id, block.split, block.protocol) for block in found]
+
+
+def test_the_newest_suite_comes_first_then_the_test_then_the_strict_protocol():
+    found = made(
+        run("ties", suite_id="old", time=1, protocol="blind"),
+        run("ties", suite_id="new", time=5, protocol="blind", router=MLP),
+        run("ties", suite_id="new", time=3, protocol="paper"),
+        run("ties", suite_id="new", time=2, split="validation"),
+        run("ties", suite_id="old", time=4),
+        run("ties", suite_id="new", time=1),
+    )
+    assert named(found) == [
+        *(("new", "test", protocol) for protocol in ("strict", "paper", "blind")),
+        ("new", "validation", "strict"),
+        *(("old", "test", protocol) for protocol in ("strict", "blind")),
+    ]
+    assert [len(block.rows) for block in found] == [1] * 6
+
+
+def test_a_suite_with_results_comes_before_one_that_only_failed():
+    """However new the failure; and a late failure makes no suite newer than its results."""
+    found = made(run("ties", suite_id="done", time=1), failed("ties", suite_id="broken", time=9))
+    assert [block.suite_id for block in found] == ["done", "broken"]
+    found = made(
+        run("ties", suite_id="older", time=1), failed("dare", suite_id="older", time=9), run("ties", suite_id="newer")
+    )
+    assert [block.suite_id for block in found] == ["newer", "older"]
+    found = made(failed("ties", suite_id="a", time=2), failed("ties", suite_id="b", time=1))
+    assert [block.suite_id for block in found] == ["a", "b"]
+    same = made(run("ties", suite_id="a"), run("ties", suite_id="b"))
+    assert [block.suite_id for block in same] == ["b", "a"], "as new: by name, in every process"
+
+
+def test_a_run_that_failed_before_its_suite_was_known_has_a_block():
+    (block,) = made(failed("ties", suite_id=None, split=None))
+    assert (block.suite_id, block.split, block.rows) == ("unknown", "test", [])
+    assert [(label, record["error"]) for label, record in block.failed] == [("ties", "boom")]
+
+
+def test_individual_normalizes_where_the_task_is_known_and_the_protocol_strict():
+    """Not one that a router sends astray, nor one of another protocol, split or suite."""
+    normal = run("individual", "known", router=ORACLE)
+    others = [
+        run("individual", "routed", router=MLP, seed=0),
+        run("individual", "paper", protocol="paper", router=ORACLE),
+        run("individual", "blind", protocol="blind", router=MLP, seed=0),
+        run("individual", "validation", split="validation", router=ORACLE),
+        run("individual", "old", suite_id="old", router=ORACLE, time=1),
+        run("ties", "ties"),
+    ]
+    for block in made(normal, *others):
+        wanted = {"validation": "validation"}.get(block.split, "old" if block.suite_id == "old" else "known")
+        assert [one.run_id for one in block.individual] == [wanted], named([block])
+    found = made(*others)
+    assert [[one.run_id for one in block.individual] for block in found[:3]] == [[], [], []]
+
+
+def test_individual_without_a_router_normalizes_too():
+    assert [one.run_id for one in only(run("individual", "bare")).individual] == ["bare"]
+
+
+def test_columns_are_those_of_any_run_in_the_order_of_individual():
+    swapped = [row | {"task": {"a": "b", "b": "c"}[row["task"]]} for row in run("ties", protocol="blind", time=1)]
+    strict, blind = made(swapped, run("average", values=(0.1,)), run("individual", time=11))
+    assert strict.columns == blind.columns == [("a", "accuracy"), ("b", "accuracy"), ("c", "accuracy")]
+
+
+def test_experts_stand_apart():
+    block = only(run("expert", params={"task": "a"}), run("ties"), run("expert", params={"task": "b"}))
+    assert [row.label for row in block.rows] == ["ties"]
+    assert [row.settings["task"] for row in block.experts] == ["a", "b"]
+
+
+def test_the_plainest_row_is_routed_then_has_more_seeds_then_is_older():
+    oracle = [run("twin", f"o{seed}", router=ORACLE, seed=seed, time=1) for seed in range(3)]
+    routed = [run("twin", "r0", router=MLP, seed=0, time=2)]
+    wide = [run("twin", f"w{seed}", router=MLP | {"hidden": 16}, seed=seed, time=3) for seed in range(2)]
+    last = [run("twin", f"l{seed}", router=MLP | {"hidden": 32}, seed=seed, time=4) for seed in range(2)]
+    assert only(*oracle, *routed).find("twin").label == "twin (router=mlp)", "routed, with fewer seeds"
+    block = only(*oracle, *routed, *last, *wide)
+    assert block.find("twin").label == "twin (router=mlp, router.hidden=16)"
+    assert block.find("twin (router=oracle)").oracle
+    assert block.find("ties") is None
+
+
+def test_a_label_goes_before_a_method_of_that_name():
+    block = only(run("ties", params={"density": 0.2}), run("ties", params={"density": 0.5}), run("average"))
+    row = next(row for row in block.rows if row.label == "ties (density=0.5)")
+    assert block.find("ties (density=0.5)") is row
+    renamed = blocks.Row("ties", "other", True, [])
+    assert blocks.Block("toy", "new", "test", "strict", [], [*block.rows, renamed], [], [], []).find("ties") is renamed
+
+
+def test_seeds_of_a_row_are_its_runs_and_a_newer_run_of_a_seed_replaces_the_older():
+    seeds = [run("dare", f"s{seed}", (0.1 * seed, 0.5), seed=seed, time=seed) for seed in (2, 1)]
+    again = run("dare", "again", (0.9, 0.9), seed=1, time=9)
+    broken = failed("dare", run_id="broken", seed=1, time=12)
+    (row,) = only(*seeds, again, broken).rows
+    assert [(one.run_id, one.seed) for one in row.runs] == [("s2", 2), ("again", 1)]
+    assert row.runs[1].scores == {("a", "accuracy"): 0.9, ("b", "accuracy"): 0.9}
+    assert only(*seeds, again, broken).failed == [], "a failure does not stand beside the same run's result"
+    other = failed("dare", run_id="other", seed=3, time=1)
+    block = only(*seeds, other, run("ties", time=11))
+    assert [(label, record["run_id"]) for label, record in block.failed] == [("dare", "other")]
+    assert [row.label for row in block.rows] == ["dare", "ties"]
+
+
+def test_the_newer_of_two_failures_is_shown():
+    block = only(failed("dare", run_id="z", time=1), failed("dare", run_id="y", time=2))
+    assert [record["run_id"] for _, record in block.failed] == ["y"]
+
+
+def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
+    block = only(
+        run("ties", params={"density": 0.2}),
+        run("ties", params={"density": 0.2}, router=MLP, time=11),
+        run("dare", seed=0, time=12),
+    )
+    assert [row.label for row in block.rows] == ["ties (router=none)", "ties (router=mlp)", "dare"]
+    assert [row.oracle for row in block.rows] == [True, False, True]
+    mixed = {"shared": {"method": "ties", "scaling": 0.5}, "rank": 8}
+    (row,) = only(run("twin", params=mixed, router=MLP)).rows
+    assert row.settings == {
+        "shared.method": "ties",
+        "shared.scaling": 0.5,
+        "rank": 8,
+        "router": "mlp",
+        "router.hidden": 8,
+    }
+    (row,) = only(run("average", params=None)).rows
+    assert row.settings == {"router": "none"}
+
+
+def test_primary_scores_stand_apart_from_other_metrics_and_splits():
+    records = run("ties")
+    f1 = records[0] | {"metric": "f1", "primary": False, "value": 0.3}
+    elsewhere = records[0] | {"split": "mismatched", "primary": False, "value": 0.2}
+    ((one,),) = (row.runs for row in only([elsewhere, f1, *records]).rows)
+    assert one.scores == {("a", "accuracy"): 0.5, ("b", "accuracy"): 0.6}
+    assert one.others == {("a", "f1"): 0.3}
+    assert one.beside == {("a", "accuracy on mismatched"): 0.2}
+    assert len(one.records) == 4 and one.seed is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (  # what is the same everywhere, or of another shared method alone, is left out
+            [{"shared.method": "none", "rank": 8}, {"shared.method": "ties", "shared.scaling": 1.0, "rank": 8}],
+            ["(shared.method=none)", "(shared.method=ties)"],
+        ),
+        (  # but not where two rows have that shared method
+            [{"shared.method": "ties", "shared.scaling": 1.0}, {"shared.method": "ties", "shared.scaling": 0.5}],
+            ["(shared.scaling=1.0)", "(shared.scaling=0.5)"],
+        ),
+        ([{"rank": 8}], [""]),
+        ([{"rank": 8}, {"rank": 8}], ["", ""]),
+        ([{"p": 0.2}, {"p": 0.2, "rescale": True}], ["", "(rescale=true)"]),
+        ([{"p": 0.2}, {"p": 0.5, "rescale": True}], ["(p=0.2)", "(p=0.5)"]),
+        ([{"p": 0.2, "q": "a"}, {"p": 0.5, "q": "b"}], ["(p=0.2, q=a)", "(p=0.5, q=b)"]),
+        ([{"p": 1}, {"p": 1, "x": 2}, {"p": 3}], ["(p=1)", "(p=1, x=2)", "(p=3)"]),
+        ([{"rank": 0.1, "density": None}, {"rank": None, "density": 0.2}], ["(rank=0.1)", "(density=0.2)"]),
+        ([{"freeze": ["a"]}, {"freeze": ["a", "b"]}], ['(freeze=["a"])', '(freeze=["a", "b"])']),
+    ],
+)
+def test_labels_name_only_what_tells_rows_apart(settings, names):
+    assert blocks.labels("twin", settings) == [f"twin {name}".rstrip() for name in names]
+
+
+def test_labels_name_a_routers_settings_only_beside_routers_of_its_name():
+    mlp, text = {"router": "mlp", "router.layer": None}, {"router": "text", "router.layer": 2}
+    assert blocks.labels("twin", [mlp, text]) == ["twin (router=mlp)", "twin (router=text)"]
+    early = mlp | {"router.layer": 2}
+    names = ["twin (router=mlp, router.layer=null)", "twin (router=mlp, router.layer=2)", "twin (router=text)"]
+    assert blocks.labels("twin", [mlp, early, text]) == names
