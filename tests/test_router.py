@@ -122,11 +122,32 @@ def test_a_last_batch_of_one_row_is_no_error():
     [
         *(("lr", 0.0), ("dropout", 1.0), ("epochs", 0), ("batch_size", 1), ("top_k", 0), ("hidden_ratio", -1)),
         *(("source", "expert"), ("layer", -1), ("pool", "max"), ("rows", 1), ("characters", -1)),
+        *(("groups", 0), ("tolerance", 1.0), ("tolerance", -0.1), ("hidden_ratio", 0), ("minimum_risk", True)),
     ],
 )
 def test_values_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"router.{name}"):
         Mlp(**RECIPE | {name: value})
+
+
+def test_minimum_risk_needs_balanced_rows_and_one_expert_a_row():
+    for changes in ({"balanced": True}, {"top_k": 1}, {"balanced": True, "top_k": 2}):
+        with pytest.raises(ValueError, match=r"router\.minimum_risk"):
+            Mlp(**RECIPE | changes | {"minimum_risk": True})
+
+
+def test_the_ends_of_ranges_are_legal():
+    least = {"dropout": 0.0, "epochs": 1, "batch_size": 2, "top_k": 1, "groups": 1, "layer": 0, "rows": 2}
+    Mlp(**RECIPE | least | {"tolerance": 0.0, "characters": 0, "balanced": True, "minimum_risk": True})
+    Mlp(**RECIPE | {"source": None, "characters": 1, "hidden_ratio": 0.1, "tolerance": 0.5})
+
+
+def test_as_many_as_there_are_experts_is_all_of_them():
+    weights = [
+        fit(Mlp(**RECIPE | {"top_k": k}), clusters(60, 0), clusters(30, 1), seed=0)(clusters(20, 2)[0])
+        for k in (None, 3, 4)
+    ]
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
 
 
 def test_a_router_must_read_something():
