@@ -160,9 +160,9 @@ ROWS = [f"suite.tasks.{task}.rows.validation=20" for task in TASKS]
 
 def test_the_papers_checkpoints_are_read_from_the_hub_as_they_lie_there(hub, tmp_path):
     given = ["suite=glue_roberta", REVISION, "router.epochs=2", "wandb.mode=disabled", f"results_dir={tmp_path}", *ROWS]
-    for arguments in (["method=individual"], ["method=twin_merging"], ["method=task_arithmetic", "protocol=paper"]):
-        done = command(*given, *arguments, HF_HOME=str(hub), TWINBENCH_DATA="")
-        assert done.returncode == 0, done.stderr
+    methods = "method=individual,twin_merging,task_arithmetic"
+    done = command("-m", *given, methods, "protocol=strict,paper", HF_HOME=str(hub), TWINBENCH_DATA="")
+    assert done.returncode == 0, done.stderr
     rows = records.read(tmp_path)
     assert {row["base"] for row in rows} == {"hub:FacebookAI/roberta-base@e2da8e2f811d1448a5b465c236feacd80ffbac7b:"}
     scored = {(row["task"], row["metric"]): row["n"] for row in rows if row["primary"]}
