@@ -67,7 +67,8 @@ def run(cfg: DictConfig) -> dict[str, str]:
         print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}{why}", flush=True)
         return {"run_id": job.run_id, "status": "done" if done else "planned"}
     if done and not config["force"]:
-        print(f"skipped {job.run_id}  {title(job)}: it has a record (force=true runs it again)", flush=True)
+        bare = "" if records.has_predictions(results_dir, job.run_id) else " without predictions, so no interval"
+        print(f"skipped {job.run_id}  {title(job)}: it has a record{bare} (force=true runs it again)", flush=True)
         status = "skipped"
         keep_missing_training(config, job)
     else:
@@ -114,8 +115,7 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
     experts, well = provenance.experts(config["suite"]), {"status": "ok", "error": None}
     where = {task: {"data": origin, "expert": experts.get(task)} for task, origin in origins.items()}
     rows = [identity | well | row | where[row["task"]] for row in rows]
-    records.write_predictions(results_dir, job.run_id, predictions)
-    records.write(results_dir, rows)
+    records.write(results_dir, rows, predictions)
     print("  " + "  ".join(f"{r['task']} {r['metric']} {r['value']:.4f}" for r in rows if r["primary"]), flush=True)
     track(rows, config, results_dir)
     return "ok"

@@ -612,7 +612,7 @@ def test_a_malformed_record_is_one_clear_error_with_its_file(results, key, value
     first, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     first = {name: kept for name, kept in first.items() if name != key} | ({} if value is ABSENT else {key: value})
     path.write_text("".join(json.dumps(row) + "\n" for row in (first, *rest)), encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"records/a3\.jsonl: {words}") as error:
+    with pytest.raises(ValueError, match=rf"records/a3\.jsonl, line 1: {words}") as error:
         make(results, suite="toy")
     assert "\n" not in str(error.value)
 

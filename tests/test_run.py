@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xxhash
 from conftest import CLASSES, OS_ENVIRON, ROOT, command, edit_weights, frame, tokenizer, write_suite
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -132,6 +133,10 @@ def test_how_experts_were_trained_comes_into_the_results_and_its_report(bench, f
     for task, expert in found.items():
         history = json.loads((tmp_path / "cache" / "experts" / expert["expert"] / "training.json").read_text())
         assert {key: expert[key] for key in history} == history
+        written = tmp_path / "cache" / "experts" / expert["expert"] / "model.safetensors"
+        assert expert["weights"] == f"xxh3 {xxhash.xxh3_128(written.read_bytes()).hexdigest()}"
+        told = {row["expert"] for row in rows if row["task"] == task}
+        assert told == {f"fine-tuned, {expert['weights']}"}
         assert expert["rows"] == {"train": 40, "validation": 20}
         assert expert["data"] == next(row["data"] for row in rows if row["task"] == task)
     written = file.read_bytes(), file.stat().st_mtime_ns
