@@ -1,7 +1,12 @@
 """Compression against slow references, and on the matrices that break a careless SVD."""
 
+import errno
+import os
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from twinbench import factors
 from twinbench.compress import basis, bernoulli, dense, generator, is_zero, magnitude, svd
@@ -73,6 +78,54 @@ def test_factors_are_computed_once_and_shared_by_ranks(tmp_path, monkeypatch):
             assert torch.equal(found, expected), "to the last bit: a sweep must not depend on what was stored before"
     svd(tall + 1e-6, 3, factors.remembered_basis(tmp_path, "cpu"))
     assert len(asked) == 3, "another matrix is another key"
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 64
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (flip, factors.DAMAGED),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), factors.DAMAGED),
+        (lambda path: path.write_bytes(b""), factors.DAMAGED),
+        (lambda path: save_file({"rows": torch.zeros(12, 12)}, path), None),  # as they were kept without a hash
+        (lambda path: (shutil.rmtree(path.parent), path.parent.touch()), "factors are not kept (File exists)"),
+        (lambda path: (path.unlink(), path.mkdir()), "factors are not kept (Is a directory)"),
+    ],
+    ids=["bit flipped", "cut", "empty", "no hash", "a file", "a folder"],
+)
+def test_damage_to_the_cache_of_factors_costs_a_warning_and_the_work(tmp_path, capfd, monkeypatch, spoil, said):
+    matrix, folder = draw(40, 12), tmp_path / "factors"
+    expected = factors.remembered_basis(folder, "cpu")(matrix)
+    spoil(folder / f"{factors.content_key(matrix)}.safetensors")
+    for _ in range(2):
+        assert torch.equal(factors.remembered_basis(folder, "cpu")(matrix), expected)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == len(set(lines)) and all(line.startswith(f"{folder}: ") for line in lines)
+    assert any(said in line for line in lines) if said else not lines
+    if folder.is_dir() and "not kept" not in (said or ""):
+        monkeypatch.setattr(factors, "basis", None)  # what was computed again is kept
+        assert torch.equal(factors.remembered_basis(folder, "cpu")(matrix), expected)
+
+
+def test_factors_are_found_in_a_cache_that_is_full_or_read_only(tmp_path, capfd, monkeypatch):
+    kept, new = draw(40, 12), draw(40, 12, seed=1)
+    expected = factors.remembered_basis(tmp_path, "cpu")(kept)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(factors, "save_file", refuse)
+    remembered = factors.remembered_basis(tmp_path, "cpu")
+    assert torch.equal(remembered(kept), expected)
+    for _ in range(2):
+        assert torch.equal(remembered(new), basis(new))
+    assert capfd.readouterr().err == f"{tmp_path}: factors are not kept (Read-only file system)\n"
 
 
 def test_old_factors_make_room(tmp_path, monkeypatch):

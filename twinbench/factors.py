@@ -2,20 +2,27 @@
 
 The key is the matrix itself: jobs, processes and later sweeps that ask for the same difference of weights share it, and
 nothing else can be mistaken for it. One file holds the (n, n) vectors of one matrix as rows, as they are computed and
-multiplied; every rank is a slice without a copy.
+multiplied; every rank is a slice without a copy. Damage to the files, and a disk that is full or read-only, cost a
+warning and the work again, not the run.
 """
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import xxhash
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from twinbench.compress import basis
+from twinbench.whole import new_file
 
 LIMIT = 8 * 2**30  # bytes on disk; the files used longest ago go first
+DAMAGED = "damaged factors are computed again"
 
 
 def remembered_basis(folder: Path, device: str) -> Callable[[Tensor], Tensor]:
@@ -23,13 +30,11 @@ def remembered_basis(folder: Path, device: str) -> Callable[[Tensor], Tensor]:
 
     def remembered(matrix: Tensor) -> Tensor:
         path = folder / f"{content_key(matrix)}.safetensors"
-        try:
-            vectors = load_file(path)["rows"].T
-            os.utime(path)
-        except FileNotFoundError:
-            vectors = basis(matrix.to(device)).cpu()
-            _keep(path, vectors)
-        return vectors.to(matrix.device)
+        rows = _kept(path)
+        if rows is None:
+            rows = basis(matrix.to(device)).cpu().T.contiguous()
+            _keep(path, rows)
+        return rows.T.to(matrix.device)
 
     return remembered
 
@@ -41,15 +46,36 @@ def content_key(matrix: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _keep(path: Path, vectors: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _kept(path: Path) -> Tensor | None:
+    """The rows of a file, or None where there is none that holds what was written; one of before had no hash."""
     try:
-        save_file({"rows": vectors.T.contiguous()}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    _evict(path.parent, LIMIT)
+        with safe_open(path, framework="pt") as file:
+            written, rows = (file.metadata() or {}).get("xxh3"), file.get_tensor("rows")
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError):
+        written, rows = "unreadable", None
+    if rows is None or written != content_key(rows):
+        if written:
+            _warn(path.parent, DAMAGED)
+        return None
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(path)
+    return rows
+
+
+def _keep(path: Path, rows: Tensor) -> None:
+    try:
+        with new_file(path) as part:
+            save_file({"rows": rows}, part, metadata={"xxh3": content_key(rows)})
+        _evict(path.parent, LIMIT)
+    except (OSError, SafetensorError) as error:
+        _warn(path.parent, f"factors are not kept ({getattr(error, 'strerror', None) or error})")
+
+
+@cache  # once in a process
+def _warn(folder: Path, message: str) -> None:
+    print(f"{folder}: {message}", file=sys.stderr, flush=True)
 
 
 def _evict(folder: Path, limit: int) -> None:
