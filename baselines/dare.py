@@ -33,7 +33,8 @@ def merge(
     Raises:
         ValueError: a hyperparameter is out of range.
     """
-    _check(density)
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1], got {density}")
     if not math.isfinite(scaling):
         raise ValueError(f"scaling must be finite, got {scaling}")
 
@@ -55,7 +56,6 @@ def drop_and_rescale(
     base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], density: float, seed: int
 ) -> dict[str, StateDict]:
     """Experts in float32 whose task vectors are thinned to ``density`` and rescaled by its inverse."""
-    _check(density)
 
     def expert(task: str, name: str) -> Tensor:
         origin = base[name]
@@ -75,8 +75,3 @@ def thinned(vector: Tensor, density: float, draw: torch.Generator) -> Tensor:
     """Drop elements of a piece of a task vector, in place, and rescale the rest; ``draw`` goes on where it stood."""
     kept = torch.rand(vector.numel(), generator=draw).lt_(density)  # 1 or 0, in float32
     return vector.div_(density).mul_(kept.to(vector.device))
-
-
-def _check(density: float) -> None:
-    if not 0 < density <= 1:
-        raise ValueError(f"density must be in (0, 1], got {density}")

@@ -29,10 +29,10 @@ from mutation.operators import Place, mutated, places
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
-NAMES = "plan suite_config identity signature records routing routed routes router compress merged twin_merging"
+NAMES = "plan suite_config identity signature source records routing routed routes router compress merged twin_merging"
 NAMES += " state_dict lora checkpoint metrics report/intervals report/blocks"
 FILES = [*(f"twinbench/{name}.py" for name in NAMES.split()), "baselines/*.py"]
-SECONDS = 120.0  # of tests for one mutant, as long as they took when their lines were measured
+SECONDS = 60.0  # of tests for one mutant, as long as they took when their lines were measured
 
 
 class Mutant(NamedTuple):

@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 import torch
 from conftest import ROOT, WORDS, tiny_config
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
@@ -66,6 +67,8 @@ def test_every_dtype_and_shape_round_trips(tmp_path, entries, shard_bytes, files
     found = {}
     for path in out.glob("*.safetensors"):
         found |= load_file(path)
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata() == {"format": "pt", "made_by": "test"}, "transformers asks for the format"
     assert len(list(out.glob("*.safetensors"))) == files
     assert (out / "model.safetensors.index.json").exists() == (files > 1)
     assert found.keys() == MIXED.keys() == read_checkpoint(out).keys()

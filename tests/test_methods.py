@@ -15,6 +15,7 @@ from twinbench import twin_merging
 from twinbench.compress import basis, dense, tensors
 from twinbench.merged import Merged, exclusive_bytes, exclusive_kind, materialize, shared_bytes, with_route
 from twinbench.signature import PREPARED, hyperparameters, signature
+from twinbench.state_dict import StateDict
 
 YAMLS = sorted((ROOT / "conf" / "method").glob("*.yaml"))
 SHAPES = {"embed.weight": (30, 8), "up.weight": (12, 8), "up.bias": (12,), "down.weight": (8, 12), "norm.weight": (8,)}
@@ -109,11 +110,16 @@ def test_merge_of_models_without_tensors_is_empty(path):
         ("ties", {"scope": "layer"}, "scope"),
         ("ties", {"aggregate": "median"}, "aggregate"),
         ("task_arithmetic", {"scaling": float("nan")}, "scaling"),
+        ("ties", {"scaling": float("inf")}, "scaling"),
+        ("dare", {"scaling": float("nan")}, "scaling"),
         ("dare", {"density": 0}, "density"),
-        ("dare_ties", {"keep": -1}, "keep"),
+        ("dare", {"density": 1.01}, "density"),
+        ("dare_ties", {"keep": 0}, "keep"),
+        ("dare_ties", {"keep": 1.01}, "keep"),
         ("expert", {"task": "task7"}, "did you mean 'task"),
         ("twin_merging", {"compression": "svdd"}, "compression"),
-        ("twin_merging", {"rank_ratio": 2.0}, "rank_ratio"),
+        ("twin_merging", {"rank_ratio": 1.01}, "rank_ratio"),
+        ("twin_merging", {"rank_ratio": 0.0}, "rank_ratio"),
         ("twin_merging", {"density": 0.1}, "density"),
         ("twin_merging", {"compression": "magnitude"}, "density"),
     ],
@@ -194,6 +200,18 @@ def test_a_sample_that_misleads_costs_time_and_not_the_threshold(monkeypatch):
     values[::101] = 0
     assert ties.kept_above({"w": values}, 0.3) == values.sort(descending=True).values[299]
     assert ties.kept_above({"w": values}, 0.995) == 0, "fewer are not zero"
+
+
+def test_a_sample_spares_the_threshold_most_of_the_weights():
+    """After the sizes and the sample one more reading finds it, and only a few weights need sorting."""
+    read, values = [], torch.randn(2, 2**19, generator=torch.Generator().manual_seed(0))
+    vector = StateDict(["0", "1"], lambda name: read.append(name) or values[int(name)])
+    threshold = ties.kept_above(vector, 0.2)
+    assert threshold == values.abs().flatten().kthvalue(values.numel() - round(0.2 * values.numel()) + 1).values
+    assert read == ["0", "1"] * 3
+    low, high = ties._bracket(values[0].abs().sort().values, 0.2, 5.0)
+    assert low < threshold <= high
+    assert ((values.abs() > low) & (values.abs() <= high)).float().mean() < 0.02
 
 
 def test_dare_limits_and_unbiasedness():

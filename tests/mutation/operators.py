@@ -17,8 +17,8 @@ SWAPPED = {
     **{ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr},
 }
 RENAMED = {"min": "max", "max": "min", "any": "all", "all": "any"}
-QUIET = {"strict", "encoding", "desc", "unit", "leave", "disable", "progress", "maxsize", "indent"}
-SAID = {"print", "warn", "warning", "info"}
+QUIET = {"strict", "encoding", "desc", "unit", "unit_scale", "leave", "disable", "progress", "maxsize", "indent"}
+SAID = {"print", "warn", "warning", "info", "bar.update"}
 ATOMS = ast.Constant | ast.Call | ast.Compare | ast.Subscript | ast.Name | ast.Dict  # need no parentheses
 
 
@@ -82,7 +82,7 @@ def _places(node: ast.AST, statement: tuple[int, int], function: tuple[int, int]
 def _idle(node: ast.AST) -> bool:
     """Whether no behaviour hangs on a node: a docstring, a text, a label, something printed."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        return getattr(node.value.func, "id", getattr(node.value.func, "attr", "")) in SAID
+        return bool({ast.unparse(node.value.func), getattr(node.value.func, "attr", "")} & SAID)
     if isinstance(node, ast.FunctionDef):
         return node.name == "__repr__"
     if isinstance(node, ast.keyword):
