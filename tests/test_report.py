@@ -557,7 +557,7 @@ def test_a_report_that_could_not_be_written_leaves_no_parts_and_is_mended_by_the
     (folder / "strict_raw.csv").mkdir(parents=True)
     with pytest.raises(OSError, match=r"strict_raw\.csv"):
         make(results, suite="toy")
-    assert (folder / "index.html").exists() and not list(folder.rglob("*.part"))
+    assert (folder / "index.html").exists() and not list(folder.rglob(".*"))
     (folder / "strict_raw.csv").rmdir()
     for path in (results / "records").glob("[bce]*.jsonl"):
         path.unlink()

@@ -1,8 +1,9 @@
 """The files of a report: their names stay inside its folder, and only what the last report listed is ever removed."""
 
-import os
 import re
 from pathlib import Path
+
+from twinbench.whole import new_file
 
 NAME = re.compile(r"\w[\w.-]*")
 FILE = re.compile(r"(figures/)?\w[\w.-]*")
@@ -51,9 +52,5 @@ def _list(folder: Path, names: set[str]) -> None:
 
 
 def _put(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with new_file(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
