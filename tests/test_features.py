@@ -1,5 +1,9 @@
 """What the router reads: hidden states of any layer, pooled over a row's tokens, against a row-by-row reference."""
 
+from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +21,7 @@ from twinbench.suite import backbone, load, open_suite
 
 RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 3, "batch_size": 16, "top_k": None}
 DRAW = np.random.default_rng(0)
+STATIC = Method("base", lambda base, experts: Merged(base), None, None)
 
 
 def pairs(rows: int):
@@ -106,6 +111,50 @@ def test_the_base_is_read_where_the_router_says_so(suite):
     assert torch.equal(routes["base", "letters"], routes["base", "size"])
     assert routing._weighed.cache_info().hits > before, "and found once for all of them"
     assert not torch.equal(routes["shared", "letters"], routes["shared", "size"])
+    asked = [routing.weights(suite, made, replace(setting, gold_biases=gold), "colours", "test")[0] for gold in (0, 1)]
+    assert asked[0] is not asked[1]
+    base = replace(setting, router=Mlp(**RECIPE, source="base"))
+    asked = [routing.weights(suite, made, replace(base, gold_biases=gold), "colours", "test")[0] for gold in (0, 1)]
+    assert asked[0] is asked[1], "the base has the same biases under every protocol"
+
+
+def test_a_router_is_trained_once_for_all_ways_to_use_it(suite):
+    setting = Setting(False, None, 0, "cpu", 8)
+    routers = [
+        routing.learned(suite, STATIC, replace(setting, router=Mlp(**RECIPE, **use)))[0]
+        for use in ({}, {"groups": 2}, {"tolerance": 0.1})
+    ]
+    assert routers[0] is routers[1] is routers[2]
+
+
+def test_seconds_are_those_of_what_was_read_and_trained(suite, monkeypatch):
+    """By a clock that goes on by one each time that it is looked at: hidden states and characters take one each."""
+    monkeypatch.setattr(routing, "time", SimpleNamespace(perf_counter=count().__next__))
+    for rows, split in ((None, 1), (7, 2)):
+        setting = Setting(False, Mlp(**RECIPE, characters=8, rows=rows), 0, "cpu", 8)
+        assert routing.learned(suite, STATIC, setting)[1] == len(CLASSES) * 2 * split + 1
+        assert routing.weights(suite, STATIC, setting, "size", "test")[1] == 3
+
+
+def test_weights_are_of_the_known_task_or_of_the_routers_choice(suite):
+    asked = (suite, STATIC, Setting(False, Mlp(**RECIPE), 0, "cpu", 8), "colours", "test")
+    soft, _ = routing.weights(*asked)
+    assert torch.equal(routing.applied(suite, STATIC, "router", *asked[2:]), soft)
+    assert routing.applied(suite, STATIC, None, *asked[2:]) is None
+    hard = routing.applied(suite, STATIC, "top1", *asked[2:])
+    assert torch.equal(hard, torch.nn.functional.one_hot(soft.argmax(1), 3).float())
+    assert routing.applied(suite, STATIC, "task", *asked[2:]).tolist() == [[0, 1, 0]] * 10
+
+
+def test_one_held_out_row_cannot_train_a_router(family):
+    rows = {task: {"train": 20, "validation": 1 if task == "size" else 2, "test": 5} for task in CLASSES}
+    tasks = {task: make_task(task, rows=rows[task]) for task in CLASSES}
+    experts = {task: family / "experts" / task for task in CLASSES}
+    suite = open_suite("tiny", family / "base", experts, tasks, head="pooler")
+    with pytest.raises(ValueError, match=r"task size has 1 held-out row.*suite\.tasks\.size\.rows\.validation"):
+        routing.learned(suite, STATIC, Setting(False, Mlp(**RECIPE), 0, "cpu", 8))
+    router, _ = routing.learned(suite, STATIC, Setting(False, Mlp(**RECIPE, rows=7), 0, "cpu", 8))
+    assert router.logits[-1].out_features == 3
 
 
 LAYER = {layer: f"encoder.layer.{layer}." for layer in (0, 1)}
@@ -138,6 +187,10 @@ def test_a_router_is_stored_with_what_it_reads_beside_the_shared_model(family, t
         router = Router(16, 3, setting.router)
         save_file(router.state_dict() | {f"base.{name}": suite.base[name] for name in beside}, written)
         assert routing.router_bytes(suite, router, stored, setting) == written.stat().st_size, (recipe, beside)
+    setting, router = Setting(False, Mlp(**RECIPE, source="base"), 0, "cpu", 8), Router(16, 3, setting.router)
+    save_file(router.state_dict(), written)
+    slim = replace(suite, factored=True)  # whose base is stored whole
+    assert routing.router_bytes(slim, router, shared, setting) == written.stat().st_size
 
 
 def test_settings_of_how_weights_are_used_reach_the_trained_router(suite):

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from safetensors.torch import save_file
 
 from baselines import average, dare, dare_ties, expert, individual, task_arithmetic, ties
 from twinbench import twin_merging
-from twinbench.compress import basis, dense, tensors
+from twinbench.compress import basis, dense, generator, tensors
 from twinbench.merged import Merged, exclusive_bytes, exclusive_kind, materialize, shared_bytes, with_route
 from twinbench.signature import PREPARED, hyperparameters, signature
-from twinbench.state_dict import StateDict
+from twinbench.state_dict import PIECE, StateDict
 
 YAMLS = sorted((ROOT / "conf" / "method").glob("*.yaml"))
 SHAPES = {"embed.weight": (30, 8), "up.weight": (12, 8), "up.bias": (12,), "down.weight": (8, 12), "norm.weight": (8,)}
@@ -180,6 +181,17 @@ def test_ties_equals_a_slow_reference(scope, aggregate, density):
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
+def test_a_threshold_is_looked_for_around_its_guess():
+    """Five standard errors, sqrt(1000 * 0.2 * 0.8) = 12.65 ranks each, and two more; outside the sample is nothing."""
+    sample = torch.arange(1000.0)
+    assert ties._bracket(sample, 0.2, 5.0) == (pytest.approx(734, abs=1e-3), 866)
+    assert ties._bracket(sample, 0.2, 5.0)[0] < 734, "just below, so what equals the guess is inside"
+    assert ties._bracket(sample[:10] + 1, 0.75, 0.0) == (pytest.approx(1), 6)
+    assert ties._bracket(sample[:10] + 1, 0.25, 0.0) == (pytest.approx(6), math.inf)
+    assert ties._bracket(sample, 0.9999, 5.0) == (0, 4)
+    assert ties._bracket(sample, 0.2, math.inf) == ties._bracket(sample[:1], 0.2, 5.0) == (0, math.inf)
+
+
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 1.0])
 def test_threshold_is_the_exact_order_statistic(density):
     values = torch.cat(
@@ -196,7 +208,11 @@ def test_a_sample_that_misleads_costs_time_and_not_the_threshold(monkeypatch):
     """It sees zeros alone, so the first brackets end below the threshold."""
     monkeypatch.setattr(ties, "SAMPLE", 10)
     values = torch.randn(1000, generator=torch.Generator().manual_seed(1)).abs() + 1
-    assert ties._sample({"w": values}, None, ["w"], 1000).tolist() == values[::101].sort().values.tolist()
+    pieces = {"v": values[:450], "w": values[450:]}
+    assert torch.equal(ties._sample(pieces, None, ["v", "w"], 1000), values[::101].sort().values)
+    moved = {name: 3 - tensor for name, tensor in pieces.items()}
+    origin = {name: torch.full_like(tensor, 3) for name, tensor in pieces.items()}
+    torch.testing.assert_close(ties._sample(moved, origin, ["v", "w"], 1000), values[::101].sort().values)
     values[::101] = 0
     assert ties.kept_above({"w": values}, 0.3) == values.sort(descending=True).values[299]
     assert ties.kept_above({"w": values}, 0.995) == 0, "fewer are not zero"
@@ -231,6 +247,35 @@ def test_dare_limits_and_unbiasedness():
     draws = [dare.merge(base, experts, density=0.5, scaling=1.0, seed=s).shared["embed.weight"] for s in range(300)]
     assert not torch.equal(draws[0], draws[1])
     assert (torch.stack(draws).mean(0) - full).abs().max() < 0.1  # 300 draws of +-0.17: 5 sigma
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_dare_is_its_masks_written_out_whatever_the_pieces(scope):
+    """One mask per task and tensor, the same for the thresholds of TIES as for what is merged; positions stay."""
+    shapes = {"large": (PIECE + 5,), "small": (3, 4)}
+    draw = lambda: {name: torch.randn(shape) for name, shape in shapes.items()}  # noqa: E731
+    torch.manual_seed(0)
+    base, positions = draw(), {"positions": torch.arange(4)}
+    experts = {task: {n: base[n] + 0.1 * t for n, t in draw().items()} for task in "ab"}
+    thinned = {
+        task: {
+            name: base[name]
+            + (torch.rand(tensor.numel(), generator=generator(3, task, name)) < 0.6).view(tensor.shape)
+            * (tensor - base[name])
+            / 0.6
+            for name, tensor in state.items()
+        }
+        for task, state in experts.items()
+    }
+    merged = dare.merge(
+        base | positions, {t: e | positions for t, e in experts.items()}, density=0.6, scaling=0.3, seed=3
+    )
+    wanted = {name: base[name] + 0.3 * sum(e[name] - base[name] for e in thinned.values()) for name in base}
+    assert_same(dict(merged.shared), wanted | positions, 1e-5)
+    settings = {"density": 0.4, "scaling": 0.7, "scope": scope, "aggregate": "sum"}
+    whole = {t: e | {"positions": torch.arange(4) + 1} for t, e in experts.items()}
+    merged = dare_ties.merge(base | positions, whole, keep=0.6, seed=3, **settings)
+    assert_same(dict(merged.shared), dict(ties.merge(base, thinned, **settings).shared) | positions, 1e-5)
 
 
 def test_individual_and_expert_are_the_experts():

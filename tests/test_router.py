@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
 
 from twinbench.router import Mlp, Router, fit
 
@@ -17,6 +19,7 @@ def clusters(rows: int, seed: int, noise: float = 0.3):
 
 def test_learns_and_weights_sum_to_one():
     router = fit(Mlp(**RECIPE), clusters(240, 0), clusters(60, 1), seed=0)
+    assert not router.training and not any(parameter.requires_grad for parameter in router.parameters())
     features, experts = clusters(90, 2)
     weights = router(features)
     assert (weights.argmax(1) == experts).float().mean() > 0.95
@@ -92,8 +95,9 @@ def float64():
 def test_training_is_what_its_recipe_says(float64, balanced):
     """In float64: Adam blows up the rounding of the gradients that batch normalization makes zero."""
     recipe = Mlp(**RECIPE | {"dropout": 0.0, "epochs": 5}, balanced=balanced)
-    (features, experts), held_out = clusters(65, 0, noise=1.0), clusters(30, 1, noise=1.0)
-    experts = torch.where(torch.arange(65) % 4 == 0, experts, 0)  # of one expert there are more rows; 4 * 16 + 1 in all
+    rows = 4 * 16 + 1 + balanced  # the last batch has one row, which is left out, or two
+    (features, experts), held_out = clusters(rows, 0, noise=1.0), clusters(30, 1, noise=1.0)
+    experts = torch.where(torch.arange(rows) % 4 == 0, experts, 0)  # of one expert there are more rows
     given = (recipe, (features, experts), held_out, 3)
     found, wanted = fit(*given).logits(features), slow_fit(*given).logits(features)
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
@@ -123,11 +127,30 @@ def test_a_last_batch_of_one_row_is_no_error():
         *(("lr", 0.0), ("dropout", 1.0), ("epochs", 0), ("batch_size", 1), ("top_k", 0), ("hidden_ratio", -1)),
         *(("source", "expert"), ("layer", -1), ("pool", "max"), ("rows", 1), ("characters", -1)),
         *(("groups", 0), ("tolerance", 1.0), ("tolerance", -0.1), ("hidden_ratio", 0), ("minimum_risk", True)),
+        ("dropout", -0.1),
     ],
 )
 def test_values_out_of_range_are_named(name, value):
-    with pytest.raises(ValueError, match=f"router.{name}"):
+    with pytest.raises(ValueError, match=rf"router\.{name} must be .*, got {value}"):
         Mlp(**RECIPE | {name: value})
+
+
+def test_defaults_are_those_of_the_papers_router():
+    settings = dict(OmegaConf.load(ROOT / "conf" / "router" / "mlp.yaml"))
+    del settings["_target_"]
+    assert Mlp(**settings) == Mlp(**{name: settings[name] for name in RECIPE})
+
+
+def test_a_loss_that_is_never_finite_is_an_error():
+    features, experts = clusters(30, 1)
+    with pytest.raises(ValueError, match=r"held-out loss was never finite; lower router\.lr=0\.005"):
+        fit(Mlp(**RECIPE), clusters(60, 0), (features / 0, experts), seed=0)
+
+
+def test_hidden_layers_have_a_share_of_the_features_width():
+    for ratio, width in ((2.0, 16), (0.4, 3), (0.01, 1)):
+        router = Router(8, 3, Mlp(**RECIPE | {"hidden_ratio": ratio}))
+        assert [m.out_features for m in router.logits if hasattr(m, "out_features")] == [width, width, 3]
 
 
 def test_minimum_risk_needs_balanced_rows_and_one_expert_a_row():

@@ -108,14 +108,14 @@ class Router(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        weights = self.logits(features).softmax(-1)
+        weights = self.logits(features).softmax(1)
         if self.costs is not None:
-            return F.one_hot((weights @ self.costs).argmin(-1), weights.shape[1]).to(weights.dtype)
+            return F.one_hot((weights @ self.costs).argmin(1), weights.shape[1]).to(weights.dtype)
         if self.top_k is None or self.top_k >= weights.shape[1]:
             return weights
-        top = weights.topk(self.top_k, dim=-1)
-        kept = torch.zeros_like(weights).scatter_(-1, top.indices, top.values)
-        return kept / kept.sum(-1, keepdim=True)
+        top = weights.topk(self.top_k, dim=1)
+        kept = torch.zeros_like(weights).scatter_(1, top.indices, top.values)
+        return kept / kept.sum(1, keepdim=True)
 
 
 def minimizing(router: Router, costs: Tensor) -> Router:

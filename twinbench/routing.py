@@ -94,12 +94,20 @@ def _examples(suite: Suite, source: Method | None, setting: Setting, task: str) 
     """Features of a task's rows that train the router, and of those that choose its epoch: at least one of each.
 
     And the seconds that they took.
+
+    Raises:
+        ValueError: there is one held-out row, which cannot do both.
     """
     held_out, seconds = _features(suite, source, setting, task, "validation")
     if setting.router.rows is not None:
         train, more = _features(suite, source, setting, task, "train", setting.router.rows)
         return train, held_out, seconds + more
-    count = min(max(1, int(ROUTER_TRAIN * len(held_out))), len(held_out) - 1)
+    if len(held_out) < 2:
+        raise ValueError(
+            f"router: task {task} has {len(held_out)} held-out row, which cannot both train it and choose its epoch; "
+            f"raise suite.tasks.{task}.rows.validation to at least 2, or set router.rows"
+        )
+    count = int(ROUTER_TRAIN * len(held_out))
     return held_out[:count], held_out[count:], seconds
 
 
