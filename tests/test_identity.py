@@ -246,6 +246,26 @@ def test_the_order_of_keys_and_the_kind_of_a_number_do_not_count_but_the_order_o
     assert hashed({1: "a"}) == hashed({"1": "a"})
 
 
+def test_ids_stay_what_they_are():
+    """A change here makes every record one of another configuration, so it is one that somebody wants."""
+    assert hashed({"a": [1, 0.5, None, True, "x"], "b": {}}) == "89d574d51ca8"
+    found = suite_identity(read()[0]["suite"])
+    assert list(found) == [
+        "base",
+        "tokenizer",
+        "experts",
+        "tasks",
+        "order",
+        "merged",
+        "limit",
+        "head",
+        "dtype",
+        "factored",
+    ]
+    assert set(found["tasks"]["trec"]) == {"classes", "columns", "data", "max_length", "metrics", "rows", "sources"}
+    assert list(found["tasks"]["trec"]["data"]) == ["function", "source", "values"]
+
+
 def test_no_name_of_a_router_and_no_place_of_a_module_counts(tmp_path, monkeypatch):
     assert planned("router=adaptive").run_id == planned("router.tolerance=1e-3").run_id != planned().run_id
     config, names = read("router=oracle")
@@ -331,7 +351,8 @@ def test_code_counts_by_what_it_does(module):
     assert len(
         {first, *(module(f"other_{name}", METHOD.replace(*edit)) for name, edit in DIFFERENT.items())}
     ) == 1 + len(DIFFERENT)
-    assert source.digest(Path(source.__file__)) != source.digest(ROOT / "run.py")
+    file = Path(source.location("first.method"))
+    assert source.digest(file) == "b9ae98be5c2c", "under every version of Python"
 
 
 def test_imported_code_counts_through_every_import_of_its_own_package(module, tmp_path):
@@ -348,6 +369,11 @@ def test_imported_code_counts_through_every_import_of_its_own_package(module, tm
     for name, imports in (("absolute", "import absolute.near as near"), ("part", "from part import near")):
         assert made(name, 1, imports) == first
     assert made("late", 1, "", late="from . import near") == first != made("alone", 1, "")
+    (tmp_path / "beside.py").write_text("value = 1\n")
+    flat = [tmp_path / "flat.py", tmp_path / "other_flat.py", tmp_path / "flat_alone.py"]
+    for file, line in zip(flat, ("import beside", "from beside import value", "import json"), strict=True):
+        file.write_text(f"{line}\n\ndef merge(base, experts):\n    return 1\n")
+    assert source.code("flat") == source.code("other_flat") != source.code("flat_alone"), "a file in the same folder"
     with pytest.raises(ValueError, match="there is no Python module nowhere"):
         source.code("nowhere.method")
     with pytest.raises(ValueError, match=r"line 1: not Python"):
@@ -413,6 +439,21 @@ def test_the_plan_knows_where_a_seed_counts():
         assert [job.seed for job in jobs] == ([0, 1] if seeded else [None, None])
 
 
+def test_what_is_no_method_is_refused():
+    for target, words in (
+        ("no.such.merge", "no Python module no.such"),
+        ("baselines.ties.merg", "has no function or class"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            signature(target)
+
+
+def test_a_configuration_in_one_line():
+    line = "compression=svd rank_ratio=0.1 shared.method=task_arithmetic shared.scaling=0.3 router=mlp seed=0"
+    assert planned().label == f"demo strict twin_merging {line}"
+    assert planned("method=ties", "split=validation").label.endswith(" scope=global aggregate=mean split=validation")
+
+
 def test_a_declaration_of_seeds_must_fit(module):
     module(
         "draws",
@@ -461,7 +502,8 @@ def test_an_lm_eval_file_counts_with_what_it_includes_and_calls(tmp_path):
         """The identities of the task and of its expert."""
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         (folder / "parts").mkdir(parents=True)
-        files = {"task.yaml": TASK, "base.yaml": BASE, "data.json": "[1]"}
+        read = f"dataset_kwargs: {{data_files: {folder / 'data.json'}}}\n"
+        files = {"task.yaml": TASK + read, "base.yaml": BASE, "data.json": "[1]"}
         files |= {"scores.py": "def right(doc):\n    return 1\n", "parts/docs.py": "def read(docs):\n    return docs\n"}
         for name, text in files.items():
             old, new = edits.get(name, ("", ""))
@@ -482,6 +524,7 @@ def test_an_lm_eval_file_counts_with_what_it_includes_and_calls(tmp_path):
         {"base.yaml": ("multiple_choice", "generate_until")},
         {"base.yaml": ("docs.read", "docs.reads")},
         {"parts/docs.py": ("return docs", "return docs[1:]")},
+        {"data.json": ("[1]", "[2]")},
         {"task.yaml": ("include: base.yaml\n", "")},
     ):
         other = written(**trains)

@@ -71,7 +71,7 @@ def job(config: Mapping, names: Mapping[str, str]) -> Job:
     oracle = asked["_target_"].rpartition(".")[2] == ORACLE
     _check_protocol(config, names["method"], takes.route == "task" or (takes.route == "router" and oracle))
     if takes.route == "router" or config["protocol"] == "blind":
-        router = {"name": ORACLE.lower() if oracle else names["router"], **completed(asked)}
+        router = {"name": "oracle" if oracle else names["router"], **completed(asked)}
         if router.get("minimum_risk"):
             _check_risk(config)
         leaves.append({"class": asked["_target_"].rpartition(".")[2], "values": by_content(completed(asked))})

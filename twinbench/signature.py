@@ -35,9 +35,7 @@ def signature(target: str) -> Signature:
         ValueError: there is no such module, function or class, or ``DRAWS`` names no argument of it.
     """
     module, _, name = target.rpartition(".")
-    file = source.location(module)
-    if file is None:
-        raise ValueError(f"_target_={target}: there is no Python module {module}")
+    file = source.located(module)
     arguments, constants = None, {"ROUTE": None, "DRAWS": None}
     for node in source.parsed(file).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:

@@ -16,21 +16,23 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 
 
 def code(module: str) -> str:
-    """Hash of a module's source and, transitively, of the modules that it imports of its own package and `baselines`.
+    """Hash of a module's source and, transitively, of what it imports: of its package, its folder and `baselines`.
 
-    twinbench itself is not followed: a record names its commit.
+    Imports of twinbench are not followed: a record names its commit.
 
     Raises:
         ValueError: there is no such module, or it is not Python.
     """
-    followed = {module.partition(".")[0], "baselines"} - {"twinbench"}
+    packages, folder = {module.partition(".")[0], "baselines"}, located(module).parent
     found, waiting = {}, [module]
     while waiting:
         name = waiting.pop()
         file = location(name)
         if file and file not in found:
             found[file] = digest(file)
-            waiting += [other for other in _imported(file, name) if other.partition(".")[0] in followed]
+            waiting += [
+                other for other in _imported(file, name) if _followed(other.partition(".")[0], packages, folder)
+            ]
     return _hash([digest(located(module)), *sorted(set(found.values()) - {""})])
 
 
@@ -85,6 +87,11 @@ def location(module: str) -> Path | None:
         folders = [Path(folder, *rest[:-1]) for folder in spec.submodule_search_locations or ()]
         files = [file for folder in folders for file in (folder / rest[-1] / "__init__.py", folder / f"{rest[-1]}.py")]
     return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
+
+
+def _followed(package: str, packages: set[str], folder: Path) -> bool:
+    file = location(package)
+    return package != "twinbench" and (package in packages or (file is not None and file.parent == folder))
 
 
 def _imported(file: Path, module: str) -> Iterator[str]:
