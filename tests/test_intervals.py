@@ -27,7 +27,8 @@ def run(run_id: str) -> Run:
 
 def block(suite_id: str, columns: list, *runs: str, split: str = "test", protocol: str = "strict") -> Block:
     rows = [Row(name, name, True, [run(name)]) for name in runs]
-    return Block("toy", suite_id, split, protocol, columns, rows, [], [], [])
+    beside = {name: [] for name in ("experts", "failed", "outdated", "individual")}
+    return Block("toy", suite_id, split, protocol, columns, rows, **beside)
 
 
 def test_an_interval_leaves_out_a_fortieth_on_either_side():
@@ -50,8 +51,10 @@ def test_rounding_is_no_difference_and_what_is_above_it_is():
     samples = np.random.default_rng(0).normal(90, 1, 1000)
     assert intervals.paired(samples + 1e-13, samples) == (0.0, 0.0, 1.0)
     assert intervals.paired(samples - 1e-13, samples) == (0.0, 0.0, 1.0)
-    assert intervals.paired(samples + 1e-7, samples)[2] < 0.01
-    assert intervals.paired(samples - 1e-7, samples)[2] < 0.01
+    nothing = np.zeros(1000)
+    for sign in (1, -1):
+        assert intervals.paired(sign * (nothing + 0.99e-9), nothing)[2] == 1
+        assert intervals.paired(sign * (nothing + 1e-9), nothing)[2] < 0.01
 
 
 def test_samples_that_are_compared_stay_as_they_are():
@@ -118,6 +121,7 @@ def test_runs_share_their_draws_and_tasks_do_not():
 def test_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
     whole = np.hstack(list(intervals._counts("topic", N)))
     assert whole.shape == (N, 1000) and (whole.sum(axis=0) == N).all() and whole.max() < 12
+    assert next(intervals._counts("topic", 2_000_000)).shape == (2_000_000, 2), "no more than 32 MB at once"
     monkeypatch.setattr(intervals, "CELLS", 7 * N)
     pieces = list(intervals._counts("topic", N))
     assert [piece.shape[1] for piece in pieces] == [7] * 142 + [6]
@@ -125,6 +129,13 @@ def test_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
     assert len({piece.tobytes() for piece in pieces}) == len(pieces), "no piece repeats another's draws"
     monkeypatch.setattr(intervals, "CELLS", 1)
     assert [piece.shape[1] for piece in intervals._counts("topic", N)] == [1] * 1000
+
+
+def test_every_example_is_drawn_as_often_and_every_report_has_the_same_draws():
+    whole = np.hstack(list(intervals._counts("topic", N)))
+    assert whole.sum(axis=1) == pytest.approx(np.full(N, 1000), rel=0.15)
+    assert whole.var() == pytest.approx(1 - 1 / N, rel=0.05), "with replacement"
+    assert whole[:12, 0].tolist() == [1, 1, 2, 0, 0, 0, 2, 2, 2, 2, 0, 1]
 
 
 def test_examples_are_paired_by_row_whatever_the_order_of_the_file():

@@ -104,10 +104,10 @@ def _aligned(frames: "Mapping[str, pd.DataFrame]", task: str) -> tuple[list[str]
     """Run ids, labels (n,) and predictions (runs, n) of a task, examples in the order of ``row``."""
     runs, predictions, rows, labels = [], [], None, None
     for run, frame in frames.items():
-        mine = (frame["task"] == task).to_numpy(dtype=bool)
+        mine = (frame["task"] == task).to_numpy()
         if not mine.any():
             continue
-        order = np.argsort(frame["row"].to_numpy()[mine], kind="stable")
+        order = np.argsort(frame["row"].to_numpy()[mine])
         row, label = (frame[name].to_numpy()[mine][order] for name in ("row", "label"))
         if rows is None:
             rows, labels = row, label
@@ -127,7 +127,7 @@ def _counts(task: str, n: int) -> Iterator[np.ndarray]:
     step = max(1, CELLS // n)
     for start in range(0, SAMPLES, step):
         size = min(step, SAMPLES - start)
-        drawn = generator.integers(0, n, size=(n, size), dtype=np.int32) * size + np.arange(size, dtype=np.int32)
+        drawn = generator.integers(0, n, size=(n, size), dtype=np.int32) * size + np.arange(size)
         yield np.bincount(drawn.ravel(), minlength=n * size).reshape(n, size).astype(float)
 
 
