@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from twinbench.metrics import CORRELATIONS, METRICS, OF_TWO_CLASSES, score
+from twinbench.metrics import CORRELATIONS, METRICS, OF_TWO_CLASSES, check_fit, score
 
 
 @pytest.mark.parametrize("classes", [2, 3, 6])
@@ -100,3 +100,40 @@ def test_counts_are_repeated_examples(metric):
     counts = np.stack([np.bincount(column, minlength=n) for column in drawn.T], axis=1).astype(float)
     expected = [[score(metric, labels[column], run[column]) for column in drawn.T] for run in predictions]
     np.testing.assert_allclose(METRICS[metric](counts, labels, predictions), expected, atol=1e-9)
+
+
+def test_scores_are_computed_in_double_precision_whatever_comes():
+    draw = np.random.default_rng(0)
+    labels = draw.normal(1000, 1, 5000).astype("float32")
+    predictions = (labels + draw.normal(size=5000)).astype("float32")
+    exact = stats.pearsonr(labels.astype(float), predictions.astype(float))[0]
+    assert score("pearson", labels, predictions) == pytest.approx(exact, abs=1e-12)
+    assert score("accuracy", [True, False, True], [1, 0, 0]) == 2 / 3
+    assert type(score("accuracy", [1], [1])) is float
+
+
+KINDS = {None: "pearson", 2: "f1 accuracy_f1 accuracy f1_macro matthews", 3: "accuracy f1_macro matthews"}
+KINDS[None] += " spearman pearson_spearman"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("number", KINDS)
+def test_a_metric_must_fit_the_classes(metric, number):
+    classes = None if number is None else list("abc")[:number]
+    if metric in KINDS[number].split():
+        check_fit([metric], classes, "task x")
+        return
+    kind = "is a regression" if number is None else f"has {number} classes"
+    needs = "two classes" if "f1" in metric and metric != "f1_macro" else "classes" if number is None else "numbers"
+    good = KINDS[number].split()[0]
+    with pytest.raises(ValueError) as error:
+        check_fit([good, metric], classes, "task x")
+    said, legal = str(error.value).split("; choose of ")
+    assert said == f"task x: metric {metric} is for {needs}, and the task {kind}"
+    assert sorted(legal.split(", ")) == sorted(KINDS[number].split())
+
+
+@pytest.mark.parametrize("metrics", [[], ["bleu"], ["accuracy", "bleu"]])
+def test_metrics_must_be_known(metrics):
+    with pytest.raises(ValueError, match=r"task x: metrics must be of accuracy, f1, .*; got \["):
+        check_fit(metrics, ["a", "b"], "task x")

@@ -29,7 +29,7 @@ def score(metric: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     if len(wrong):
         first = f"the first is {predictions[wrong[0]]} in row {wrong[0]}"
         raise ValueError(f"{metric}: {len(wrong)} of {len(predictions)} predictions are not finite; {first}")
-    return float(METRICS[metric](np.ones((len(labels), 1)), labels, predictions[None])[0, 0])
+    return METRICS[metric](np.ones((len(labels), 1)), labels, predictions[None]).item()
 
 
 def check_fit(metrics: Sequence[str], classes: Sequence[str] | None, who: str) -> None:
