@@ -118,7 +118,7 @@ def _others(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             yield from (("slice", _with(node, **{end: None})) for end in ("lower", "upper") if getattr(node, end))
         case ast.Call():
             yield from _calls(node)
-        case ast.Return(value=ast.expr()):
+        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
             yield "left out", ast.Return(None)
         case ast.Raise() | ast.AugAssign() | ast.Continue() | ast.Break() | ast.Expr(value=ast.Call()):
             yield "left out", ast.Pass()
