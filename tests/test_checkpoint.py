@@ -81,6 +81,33 @@ def test_every_dtype_and_shape_round_trips(tmp_path, entries, shard_bytes, files
     assert [path.name for path in out.parent.iterdir()] == ["out"], "nothing temporary is left"
 
 
+@pytest.mark.parametrize("names", [list(MIXED), list(MIXED)[::-1], ["half", "flag", "single", "positions"]])
+def test_every_tensor_lies_at_a_multiple_of_its_items_size(tmp_path, names):
+    state = {name: MIXED[name] for name in names}
+    (tmp_path / "source").mkdir()
+    entries = layout_of(state, tmp_path / "source")
+    entries = {name: entries[name] for name in names}
+    for spare in range(8):  # whatever the length of the header
+        out = tmp_path / f"out{spare}"
+        write_checkpoint(out, state, entries, shard_bytes=10**9, metadata={"spare": "x" * spare})
+        data = (out / "model.safetensors").read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        for name, tensor in state.items():
+            assert (8 + length + header[name]["data_offsets"][0]) % tensor.itemsize == 0, name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_found_in_every_piece(monkeypatch, bad):
+    monkeypatch.setattr(state_dict, "PIECE", 4)
+    state_dict.check_finite({"whole": torch.ones(11)}, "expert a")
+    for at in range(11):
+        tensor = torch.ones(11)
+        tensor[at] = bad
+        with pytest.raises(ValueError, match="expert a: NaN or infinite weights in layer"):
+            state_dict.check_finite({"whole": torch.ones(11), "layer": tensor}, "expert a")
+
+
 @pytest.mark.parametrize("shard_bytes", [10**9, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_merge_of_models_with_tied_weights_loads_with_plain_transformers(tmp_path, shard_bytes, dtype):
@@ -295,6 +322,12 @@ def test_an_index_and_shards_that_disagree_are_named(sharded, read):
     edit_index(sharded, lambda places: (places.pop("layer0"), places))
     with pytest.raises(ValueError, match=f"its index does not name the shard {first}"):
         read(sharded)
+    index = (sharded / "model.safetensors.index.json").read_bytes()
+    for outside in ("../secret.safetensors", "/etc/secret.safetensors", f"sub/{first}", 3):
+        edit_index(sharded, lambda places, outside=outside: places.update(layer2=outside))
+        with pytest.raises(ValueError, match=f"weight_map must name files beside it, got {outside}"):
+            read(sharded)
+    (sharded / "model.safetensors.index.json").write_bytes(index)
     (sharded / second).unlink()
     with pytest.raises(FileNotFoundError, match=f"its index names {second}, which is not there"):
         read(sharded)

@@ -106,6 +106,9 @@ def test_a_static_merge_is_a_normal_model_for_every_task(export, monkeypatch, me
         assert list(model.config.id2label.values()) == (classes or ["LABEL_0"])
         shard = folder / "tasks" / task / "model-00001-of-00002.safetensors"
         assert shard.samefile(folder / "model.safetensors"), "the shared weights are on the disk once"
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            theirs = (suite.base_folder / name).read_bytes()
+            assert (folder / "tasks" / task / name).read_bytes() == theirs == (folder / name).read_bytes()
     bare, info = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}, "they belong to the heads"
     texts = [suite.tasks["size"].splits["test"]["text"][row] for row in ROWS]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from twinbench.checkpoint import DTYPES
 from twinbench.lora import read_adapter
+from twinbench.pretrained import open_pretrained
 from twinbench.state_dict import SHOWN, Layout, StateDict, layout, listed, read_checkpoint, renamed
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -87,4 +88,4 @@ def check_vocabulary(base: Path, folder: Path, who: str) -> None:
 def _vocabulary(folder: Path) -> Mapping[str, int]:
     from transformers import AutoTokenizer  # takes seconds, and the files are mostly equal
 
-    return AutoTokenizer.from_pretrained(folder).get_vocab()
+    return open_pretrained(AutoTokenizer, folder).get_vocab()

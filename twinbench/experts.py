@@ -22,6 +22,7 @@ from transformers import (
 
 from twinbench.cached import made
 from twinbench.metrics import score
+from twinbench.pretrained import copy_tokenizer, open_pretrained
 from twinbench.task import Task
 
 
@@ -77,7 +78,7 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
         f"fine-tuning expert {task.name}: {len(task.splits['train'])} rows, {recipe.epochs} epochs on {device}",
         flush=True,
     )
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = open_pretrained(AutoTokenizer, base)
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
         num_train_epochs=recipe.epochs,
@@ -99,9 +100,8 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
     )
     torch.manual_seed(recipe.seed)  # before the head is drawn
     regression = task.classes is None
-    model = AutoModelForSequenceClassification.from_pretrained(
-        base, dtype=torch.float32, num_labels=1 if regression else len(task.classes), **_label_names(task)
-    )
+    labels = {"num_labels": 1 if regression else len(task.classes)} | _label_names(task)
+    model = open_pretrained(AutoModelForSequenceClassification, base, dtype=torch.float32, **labels)
     for name, parameter in model.base_model.named_parameters():
         if name.startswith(recipe.freeze):
             parameter.requires_grad_(False)
@@ -118,7 +118,7 @@ def _train(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) ->
     start = time.perf_counter()
     trainer.train()
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    copy_tokenizer(tokenizer, base, folder)
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     history = {"recipe": asdict(recipe), "seconds": time.perf_counter() - start, "device": device}
     history |= {"torch": torch.__version__, "curve": trainer.state.log_history}

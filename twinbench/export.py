@@ -27,6 +27,7 @@ from twinbench import adapter, benchmark, card
 from twinbench.checkpoint import DTYPES, write_weights
 from twinbench.method import Method
 from twinbench.plan import Job
+from twinbench.pretrained import copy_tokenizer
 from twinbench.router import Mlp, Oracle, Router
 from twinbench.suite import Suite, backbone, classifier
 from twinbench.task import Task
@@ -96,8 +97,7 @@ def _write_shared(folder: Path, suite: Suite, state: Mapping[str, Tensor], model
     layout = {name: (names[tensor.dtype], tuple(tensor.shape)) for name, tensor in prefixed.items()}
     write_weights(folder, prefixed, layout, shard_bytes=sys.maxsize, metadata={})  # one file, for the tasks to link to
     _config(model.base_model, model.config, state).save_pretrained(folder)
-    saved = suite.tokenizer.save_pretrained(folder)
-    return [folder / "model.safetensors", *(path for path in map(Path, saved) if path.exists())]
+    return [folder / "model.safetensors", *copy_tokenizer(suite.tokenizer, suite.base_folder, folder)]
 
 
 def _write_task(

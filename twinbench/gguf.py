@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from twinbench.cached import made
+from twinbench.pretrained import open_pretrained
 
 
 def dequantized(file: Path, folder: Path) -> Path:
@@ -21,17 +22,16 @@ def _dequantize(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"dequantizing {file.name}, once", flush=True)
-    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
-        read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-    except (KeyError, ValueError, IndexError, OSError) as error:
+        read = open_pretrained(AutoModelForCausalLM, file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = open_pretrained(AutoTokenizer, file.parent, gguf_file=file.name)
+    except ValueError as error:
         raise ValueError(f"{file.name} is no GGUF model that can be read: {error}") from error
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = ""
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = type(read)(config)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -27,6 +27,7 @@ from transformers import (
 from twinbench.cached import made
 from twinbench.experts import Progress
 from twinbench.language import answers
+from twinbench.pretrained import open_pretrained
 from twinbench.task import Task
 
 ROW = ("input_ids", "labels", "position_ids")
@@ -98,7 +99,7 @@ def finetune(
 def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> None:
     from peft import LoraConfig, get_peft_model  # seconds that a suite of classifiers need not pay
 
-    tokenizer = AutoTokenizer.from_pretrained(words)
+    tokenizer = open_pretrained(AutoTokenizer, words)
     examples = {split: encoded(task, split, tokenizer, recipe.tokens) for split in ("train", "validation")}
     tokens = sum(len(ids) for ids, _ in examples["train"])
     print(
@@ -156,7 +157,7 @@ def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, de
 
 def open_base(folder: Path) -> PreTrainedModel:
     """The base for training: without a cache of keys, as with one transformers does not look for packed rows."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = open_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
     model.config.use_cache = False
     return model
 

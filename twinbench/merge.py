@@ -8,7 +8,6 @@ an expert has a head of its own (a classifier), the encoder is merged; heads, po
 
 import functools
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_ad
 from twinbench.checkpoint import write_weights
 from twinbench.merged import Merged
 from twinbench.mistakes import MISTAKES, one_line
+from twinbench.pretrained import copied, new_model
 from twinbench.signature import checked_signature, hyperparameters
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
 from twinbench.whole import new_folder
@@ -90,7 +90,7 @@ def merge(
         write_weights(part, merged, entries, shard_bytes=shard_bytes, metadata={})
         for file in base.iterdir():
             if file.suffix in BESIDE and not file.name.endswith(".index.json"):
-                shutil.copyfile(file, part / file.name)
+                copied(file, part / file.name)
         if kind:
             config = json.loads((base / "config.json").read_text(encoding="utf-8")) | {"architectures": [kind]}
             (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -147,10 +147,10 @@ def _has_own_head(folder: Path, entries: Layout) -> bool:
 def _bare_model(base: Path) -> tuple[str, list[str], str]:
     """What headed models put before the bare model's names, its encoder's names, and its class."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(base))
+        model = new_model(AutoModel, base)
     own = [name for name in model.state_dict() if not in_pooler(name)]
     return f"{model.base_model_prefix}.", own, type(model).__name__
 

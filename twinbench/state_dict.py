@@ -203,9 +203,13 @@ def _owners(folder: Path) -> dict:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{index}: not an index of shards, which is JSON with a weight_map ({error!r})") from error
+    outside = [str(shard) for shard in places.values() if not isinstance(shard, str) or Path(shard).name != shard]
+    if outside:
+        raise ValueError(f"{index}: weight_map must name files beside it, got {listed(sorted(set(outside)))}")
+    return places
 
 
 def _single_file(folder: Path) -> Path:

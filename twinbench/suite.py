@@ -18,6 +18,7 @@ from transformers import (
 from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
 from twinbench.class_order import class_order
 from twinbench.lora import read_factors
+from twinbench.pretrained import new_model, open_pretrained
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, listed, read_checkpoint
 from twinbench.task import Task
 
@@ -96,7 +97,7 @@ def open_suite(
     for task, spec in tasks.items():
         if spec.head is not None:
             heads[task] = _lent(heads[spec.head], tasks[spec.head], spec)
-    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    tokenizer = open_pretrained(AutoTokenizer, base_folder)
     return Suite(name, base_folder, base, weights, heads, tasks, tokenizer)
 
 
@@ -120,7 +121,7 @@ def open_causal_suite(
     """
     words = tokenizer_folder or base_folder
     tokenizer = open_tokenizer(words)
-    last, known = max(tokenizer.get_vocab().values()), AutoConfig.from_pretrained(base_folder).vocab_size
+    last, known = max(tokenizer.get_vocab().values()), open_pretrained(AutoConfig, base_folder).vocab_size
     if last >= known:
         raise ValueError(f"the tokenizer ({words}) has tokens up to {last}, the base embeddings for {known}")
     base, reference = read_checkpoint(base_folder), layout(base_folder)
@@ -149,8 +150,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     needed = f"{folder}: no tokenizer that can be read without remote code; set suite.tokenizer to the source of one"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        tokenizer = open_pretrained(AutoTokenizer, folder, truncation_side="left")
+    except ValueError as error:
         raise ValueError(f"{needed} ({error})") from error
     if not tokenizer("word", add_special_tokens=False)["input_ids"]:  # a class known by the model, and no vocabulary
         raise ValueError(needed)
@@ -164,9 +165,9 @@ def backbone(suite: Suite, device: str) -> nn.Module:
     if suite.causal:
         placed = {"device_map": suite.device_map} if suite.device_map else {}
         given = {"dtype": getattr(torch, suite.dtype)} | placed
-        model = AutoModelForCausalLM.from_pretrained(suite.base_folder, **given).eval()
+        model = open_pretrained(AutoModelForCausalLM, suite.base_folder, **given).eval()
         return model if placed else model.to(device)
-    return AutoModelForSequenceClassification.from_config(_config(suite.base_folder, 1)).base_model.eval().to(device)
+    return _classifier(suite.base_folder, 1).base_model.eval().to(device)
 
 
 def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -198,14 +199,14 @@ def outputs(task: Task) -> int:
     return len(task.classes) if task.classes else 1
 
 
-def _config(folder: Path, labels: int):
-    return AutoConfig.from_pretrained(folder, num_labels=labels)
+def _classifier(folder: Path, labels: int) -> nn.Module:
+    return new_model(AutoModelForSequenceClassification, folder, num_labels=labels)
 
 
 def _skeleton(folder: Path, labels: int) -> nn.Module:
     """The architecture without memory for its weights."""
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(_config(folder, labels))
+        return _classifier(folder, labels)
 
 
 def _head(state: StateDict, entries: Layout, skeleton: nn.Module, encoder: Layout, who: str, task: Task) -> StateDict:
