@@ -149,6 +149,31 @@ def test_the_newer_of_two_failures_is_shown():
     assert [record["run_id"] for _, record in block.failed] == ["y"]
 
 
+def test_seeds_of_an_older_source_are_left_out_of_the_row():
+    """The newest source counts, even where it failed; a seed that has only an older result is told."""
+    old = [run("dare", f"old{seed}", seed=seed, source="one", time=1 + seed) for seed in range(4)]
+    new = run("dare", "new0", seed=0, source="two", time=9)
+    broken = failed("dare", run_id="new1", seed=1, source="two", time=8)
+    block = only(new, broken, *old)
+    assert [[one.run_id for one in row.runs] for row in block.rows] == [["new0"]]
+    assert [(label, record["run_id"]) for label, record in block.failed] == [("dare", "new1")]
+    assert [(label, record["run_id"]) for label, record in block.outdated] == [("dare", "old2"), ("dare", "old3")]
+    assert block.outdated[0][1]["task"] == "a"
+    block = only(*old)
+    assert [one.run_id for one in block.rows[0].runs] == [f"old{seed}" for seed in range(4)] and not block.outdated
+    back = run("dare", "back", seed=2, source="one", time=10)
+    assert [[one.run_id for one in row.runs] for row in only(back, new, *old).rows] == [
+        ["old0", "old1", "old3", "back"]
+    ]
+
+
+def test_runs_of_one_time_stand_in_the_order_of_their_ids():
+    found = only(run("b", "2"), run("a", "3"), run("c", "1"))
+    assert [row.label for row in found.rows] == ["c", "b", "a"]
+    (row,) = only(run("dare", "2"), run("dare", "1"), run("dare", "3", seed=1)).rows
+    assert [one.run_id for one in row.runs] == ["2", "3"], "of two alike the last"
+
+
 def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
     block = only(
         run("ties", params={"density": 0.2}),

@@ -80,9 +80,9 @@ def blocks(rows: Iterable[Mapping]) -> list[Block]:
     found = []
     for suite_id, split in ((name, split) for name in ids for split in ("test", "validation")):
         family = [run for run in runs if (_suite_id(run), _split(run)) == (suite_id, split)]
-        names = sorted({run[0]["protocol"] for run in family}, key=_protocol_order)
-        rows_of = {name: _rows([run for run in family if run[0]["protocol"] == name]) for name in names}
-        found += _family_blocks(family[0][0]["suite"], suite_id, split, rows_of) if family else []
+        names = sorted({_head(run)["protocol"] for run in family}, key=_protocol_order)
+        rows_of = {name: _rows([run for run in family if _head(run)["protocol"] == name]) for name in names}
+        found += _family_blocks(_head(family[0])["suite"], suite_id, split, rows_of) if family else []
     return found
 
 
@@ -117,35 +117,37 @@ def _newest_runs(rows: list[Mapping]) -> list[list[dict]]:
     runs: dict[str, list[dict]] = {}
     for row in rows:
         runs.setdefault(row["run_id"], []).append(dict(row))
-    in_time = sorted(runs.values(), key=lambda run: (run[0]["time"], run[0]["run_id"]))
-    newest = {_row(run): run[0].get("source") for run in in_time}
+    in_time = sorted(runs.values(), key=lambda run: (_head(run)["time"], _head(run)["run_id"]))
+    newest = {_row(run): _head(run).get("source") for run in in_time}
     chosen: dict[tuple, list[dict]] = {}
-    for run in sorted(in_time, key=lambda run: (run[0].get("source") == newest[_row(run)], run[0]["status"] == "ok")):
-        chosen[*_row(run), run[0]["seed"]] = run
-    return sorted(chosen.values(), key=lambda run: (run[0]["time"], run[0]["run_id"]))
+    for run in sorted(
+        in_time, key=lambda run: (_head(run).get("source") == newest[_row(run)], _head(run)["status"] == "ok")
+    ):
+        chosen[*_row(run), _head(run)["seed"]] = run
+    return sorted(chosen.values(), key=lambda run: (_head(run)["time"], _head(run)["run_id"]))
 
 
 def _row(run: list[dict]) -> tuple:
     """What the runs of a row have in common, whatever the source of its method."""
-    return _suite_id(run), _split(run), run[0]["protocol"], *_identity(run[0])
+    return _suite_id(run), _split(run), _head(run)["protocol"], *_identity(_head(run))
 
 
 def _rows(runs: list[list[dict]]) -> tuple[list[Row], list[tuple[str, dict]], list[tuple[str, dict]]]:
     """Rows of one block in the order recorded; its failed runs, and those of an older source, with their labels."""
     groups: dict[tuple, list[list[dict]]] = {}
     for run in runs:
-        groups.setdefault(_identity(run[0]), []).append(run)
+        groups.setdefault(_identity(_head(run)), []).append(run)
     names: dict[tuple, str] = {}
     for method in {identity[0] for identity in groups}:
         same = [identity for identity in groups if identity[0] == method]
-        names |= zip(same, labels(method, [_settings(groups[identity][0][0]) for identity in same]), strict=True)
+        names |= zip(same, labels(method, [_settings(_head(groups[identity][0])) for identity in same]), strict=True)
     rows, failed, outdated = [], [], []
     for identity, whole in groups.items():
-        head = max((run[0] for run in whole), key=lambda record: record["time"])
-        group = [run for run in whole if run[0].get("source") == head.get("source")]
-        outdated += [(names[identity], run[0]) for run in whole if run not in group]
-        done = [_run(records) for records in group if records[0]["status"] == "ok"]
-        failed += [(names[identity], records[0]) for records in group if records[0]["status"] != "ok"]
+        head = max((_head(run) for run in whole), key=lambda record: record["time"])
+        group = [run for run in whole if _head(run).get("source") == head.get("source")]
+        outdated += [(names[identity], _head(run)) for run in whole if run not in group]
+        done = [_run(records) for records in group if _head(records)["status"] == "ok"]
+        failed += [(names[identity], _head(records)) for records in group if _head(records)["status"] != "ok"]
         if done:
             oracle = (head["router"] or {"name": "oracle"})["name"] == "oracle"
             rows.append(Row(names[identity], head["method"], oracle, done, _settings(head)))
@@ -205,7 +207,12 @@ def _run(records: list[dict]) -> Run:
     others = {(row["task"], row["metric"]): row["value"] for row in own}
     further = [row for row in records if row["split"] != split]
     beside = {(row["task"], f"{row['metric']} on {row['split']}"): row["value"] for row in further}
-    return Run(records[0]["run_id"], records[0]["seed"], scores, others, beside, records)
+    return Run(_head(records)["run_id"], _head(records)["seed"], scores, others, beside, records)
+
+
+def _head(run: list[dict]) -> dict:
+    """A record of the run, for what all of them say alike."""
+    return run[0]
 
 
 def _identity(record: Mapping) -> tuple[str, str]:
@@ -213,17 +220,17 @@ def _identity(record: Mapping) -> tuple[str, str]:
 
 
 def _suite_id(run: list[dict]) -> str:
-    return run[0]["suite_id"] or "unknown"  # a run can fail before its suite is known
+    return _head(run)["suite_id"] or "unknown"  # a run can fail before its suite is known
 
 
 def _split(run: list[dict]) -> str:
     """The split that a run was asked to score; what it scored beside it is in no primary record."""
-    return next((row["split"] for row in run if row["primary"]), run[0]["split"]) or "test"
+    return next((row["split"] for row in run if row["primary"]), _head(run)["split"]) or "test"
 
 
 def _freshness(runs: list[list[dict]], suite_id: str) -> tuple[bool, str]:
     """Sort key: a family with results before one that only failed, then its newest record."""
-    heads = [run[0] for run in runs if _suite_id(run) == suite_id]
+    heads = [_head(run) for run in runs if _suite_id(run) == suite_id]
     done = [head["time"] for head in heads if head["status"] == "ok"]
     return bool(done), max(done or [head["time"] for head in heads])
 
