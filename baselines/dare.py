@@ -55,12 +55,13 @@ def merge(
 def drop_and_rescale(
     base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], density: float, seed: int
 ) -> dict[str, StateDict]:
-    """Experts in float32 whose task vectors are thinned to ``density`` and rescaled by its inverse."""
+    """Experts in float32 whose task vectors are thinned to ``density`` and rescaled by its inverse.
+
+    Nothing is asked of tensors that are not floating point.
+    """
 
     def expert(task: str, name: str) -> Tensor:
         origin = base[name]
-        if not origin.is_floating_point():
-            return origin
         draw, result = generator(seed, task, name), torch.empty_like(origin, dtype=torch.float32)
         flat = (result.view(-1), origin.flatten(), experts[task][name].flatten())
         for target, first, piece in zip(*(tensor.split(PIECE) for tensor in flat), strict=True):

@@ -165,4 +165,4 @@ def _bracket(sample: Tensor, density: float, deviations: float) -> tuple[float, 
 
 def _before(magnitude: float) -> float:
     """The float32 just below."""
-    return float(torch.nextafter(torch.tensor(magnitude), torch.tensor(-1.0)))
+    return float(torch.nextafter(torch.tensor(magnitude), torch.tensor(-math.inf)))

@@ -332,6 +332,15 @@ def test_coefficients_of_linear_methods_are_found_and_others_refused():
             coefficients(method, tasks)
 
 
+def test_individual_experts_are_their_adapters():
+    adapters = {t: {"w": factors(seed=seed)} for seed, t in enumerate("ab")}
+    merged = merge({}, adapters, None, 1.0)
+    assert merged.exclusive == {"a, shared": {}, "b, shared": {}, **adapters}, "nothing is factored anew"
+    half = merge({}, adapters, None, 4 / 9).exclusive["a"]["w"]
+    assert half is not adapters["a"]["w"]
+    torch.testing.assert_close(dense(half), dense(adapters["a"]["w"]), atol=1e-5, rtol=0)
+
+
 ONE = {"a": {"w": factors()}}
 UNLIKE = ONE | {"b": {"w": factors(d_in=8)}}
 

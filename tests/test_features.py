@@ -15,7 +15,7 @@ from test_suite import make_task
 from twinbench import inference, routing
 from twinbench.merged import Merged
 from twinbench.method import Method
-from twinbench.router import Mlp, Router
+from twinbench.router import Mlp, Router, grouped
 from twinbench.routing import Setting
 from twinbench.suite import backbone, load, open_suite
 
@@ -144,6 +144,15 @@ def test_weights_are_of_the_known_task_or_of_the_routers_choice(suite):
     hard = routing.applied(suite, STATIC, "top1", *asked[2:])
     assert torch.equal(hard, torch.nn.functional.one_hot(soft.argmax(1), 3).float())
     assert routing.applied(suite, STATIC, "task", *asked[2:]).tolist() == [[0, 1, 0]] * 10
+
+
+def test_groups_are_of_the_routers_logits(suite):
+    setting = Setting(False, Mlp(**RECIPE), 0, "cpu", 8)
+    plain, _ = routing.weights(suite, STATIC, setting, "size", "test")
+    router, _ = routing.learned(suite, STATIC, setting)
+    logits = router.logits(routing._features(suite, STATIC, setting, "size", "test")[0])
+    setting = replace(setting, router=Mlp(**RECIPE, groups=2))
+    assert torch.equal(routing.weights(suite, STATIC, setting, "size", "test")[0], grouped(plain, logits, 2, 0))
 
 
 def test_one_held_out_row_cannot_train_a_router(family):

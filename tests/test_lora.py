@@ -13,8 +13,9 @@ from torch import nn
 from transformers import BertForSequenceClassification
 
 from baselines import task_arithmetic
-from twinbench.compress import dense
-from twinbench.lora import CHANGES_BASE, by_pattern, read_adapter, read_factors
+from twinbench.adapter import lora, split
+from twinbench.compress import LowRank, dense
+from twinbench.lora import CHANGES_BASE, PREFIX, by_pattern, read_adapter, read_factors
 
 SHAPES = {
     "embed.weight": (10, 4),
@@ -72,6 +73,7 @@ def test_patterns_give_modules_their_own_rank_and_alpha(tmp_path):
         torch.testing.assert_close(expert[f"{module}.weight"], expected)
 
 
+PLACES = ((0, 4, 6, 2), (1, 9, 5, 2), (2, 3, 4, 1))  # of layers: position, rows, columns, rank
 MODULES = [
     "v_proj",
     "a.v_proj",
@@ -215,6 +217,30 @@ def test_experts_of_other_rank_and_other_targets_merge_as_whole_deltas(tmp_path)
 def test_unsupported_adapters_are_named(tmp_path, config, words):
     with pytest.raises(ValueError, match=words):
         read_adapter(write(tmp_path / "a", factors("layer.0.query", 4, 6, 2), **config), base_state())
+
+
+def test_parts_written_as_an_adapter_are_read_as_the_same_parts(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 4), nn.Embedding(9, 5), nn.Linear(4, 3), nn.LayerNorm(3))
+    parts = {f"{at}.weight": LowRank(draw(out, rank), draw(rank, into, seed=1)) for at, out, into, rank in PLACES}
+
+    def written(name, parts):
+        config, tensors = lora(parts, model)
+        assert config["inference_mode"]
+        return write(tmp_path / name, {key.removeprefix(PREFIX): t for key, t in tensors.items()}, **config)
+
+    read = read_factors(written("a", parts), model.state_dict())
+    assert set(read) == set(parts)
+    for name, part in parts.items():
+        torch.testing.assert_close(tuple(read[name]), tuple(part))
+    (nothing,) = read_factors(written("b", {}), model.state_dict()).values()
+    assert not dense(nothing).any() and dense(nothing).shape == (4, 6)
+    for name, owner in (("3.weight", "LayerNorm"), ("2.bias", "Linear")):
+        with pytest.raises(ValueError, match=rf"hold the weights of Linear and Embedding; {name} belongs to a {owner}"):
+            lora({name: LowRank(draw(3, 1), draw(1, 1))}, model)
+    with pytest.raises(ValueError, match="LayerNorm has no Linear, so no LoRA adapter fits it"):
+        lora({}, model[3])
+    with pytest.raises(ValueError, match=r"expert a: b is not low-rank.*method\.compression=svd"):
+        split({"a": draw(3), "b": draw(3, 2)}, "a")
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,8 @@ def test_a_sample_that_misleads_costs_time_and_not_the_threshold(monkeypatch):
     torch.testing.assert_close(ties._sample(moved, origin, ["v", "w"], 1000), values[::101].sort().values)
     values[::101] = 0
     assert ties.kept_above({"w": values}, 0.3) == values.sort(descending=True).values[299]
-    assert ties.kept_above({"w": values}, 0.995) == 0, "fewer are not zero"
+    assert ties.kept_above({"w": values}, 0.99) == values.sort(descending=True).values[989], "the last that is not zero"
+    assert ties.kept_above({"w": values}, 0.995) == ties.kept_above({}, 0.3) == 0, "fewer are not zero"
 
 
 def test_a_sample_spares_the_threshold_most_of_the_weights():

@@ -137,7 +137,7 @@ def fit(recipe: Mlp, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tenso
         held_out: the same of rows that no expert was trained on; they choose the epoch.
     """
     features, experts = train
-    weight = len(experts) / torch.bincount(experts).to(features) / (experts.max() + 1) if recipe.balanced else None
+    weight = 1 / torch.bincount(experts).to(features) if recipe.balanced else None  # the loss divides by their sum
     with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
         torch.manual_seed(seed)
         router = Router(features.shape[1], int(experts.max()) + 1, recipe).to(features.device)
