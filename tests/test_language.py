@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from baselines import individual, pretrained, task_arithmetic, ties
-from twinbench import instruct, language, routing, twin_merging
+from twinbench import instruct, language, records, routing, twin_merging
 from twinbench.compress import basis
 from twinbench.merged import Merged, with_route
 from twinbench.method import Method, merge
@@ -552,9 +552,7 @@ def test_two_processes_share_the_prompts_and_give_the_records_of_one(family, who
     named = [(row["run_id"], row["task"], row["metric"], row["n"]) for row in alone]
     assert named == [(row["run_id"], row["task"], row["metric"], row["n"]) for row in shared]
     for run_id in {row["run_id"] for row in alone}:
-        one, two = (
-            pd.read_parquet(whole / results / "predictions" / f"{run_id}.parquet") for results in ("results", "shared")
-        )
+        one, two = (records.predictions(whole / results, run_id) for results in ("results", "shared"))
         columns = ["task", "row", "prompt_hash"]
         pd.testing.assert_frame_equal(one[columns], two[columns])
         same = np.isclose(one["prediction"], two["prediction"]) & (one["route"].isna() | (one["route"] == two["route"]))

@@ -10,6 +10,7 @@ from test_run import composed, rows_of
 
 import run
 from twinbench import identity, plan, provenance, records
+from twinbench.cached import made
 from twinbench.suite import backbone, classifier, load
 
 SEEN = ["letters", "size"]
@@ -69,9 +70,7 @@ def test_how_experts_were_trained_is_told_of_those_that_there_are(conf, tmp_path
     suite |= {"checkpoints": None, "finetune": {"epochs": 1}}
     assert not provenance.trained(suite)
     for task in CLASSES:
-        folder = identity.expert_folder(suite, task)
-        folder.mkdir(parents=True)
-        (folder / "training.json").write_text('{"curve": []}')
+        made(identity.expert_folder(suite, task), lambda part: (part / "training.json").write_text('{"curve": []}'))
     assert provenance.trained(suite)
     tasks = run.load_tasks(json.dumps(suite))
     assert list(provenance.training(suite, tasks)) == list(CLASSES)
