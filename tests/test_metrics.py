@@ -54,6 +54,18 @@ def test_a_constant_side_tells_nothing_apart(metric):
     assert score("f1", np.zeros(3), np.zeros(3)) == 0.0
 
 
+def test_a_correlation_has_no_scale():
+    """Neither of its own, nor that of the runs beside it."""
+    draw = np.random.default_rng(0)
+    labels, noise = draw.normal(size=40), draw.normal(size=40)
+    expected = stats.pearsonr(labels, noise)[0]
+    for scale in (1e-13, 1e13):
+        assert score("pearson", scale * labels, noise) == pytest.approx(expected)
+        assert score("pearson", labels, scale * noise) == pytest.approx(expected)
+    found = METRICS["pearson"](np.ones((40, 1)), labels, np.stack([noise, 1e9 * noise]))
+    np.testing.assert_allclose(found[:, 0], expected)
+
+
 def test_predictions_in_a_narrow_range_are_told_apart():
     labels = np.arange(8.0)
     for offset, scale in ((0, 1e-12), (1, 1e-9), (1e6, 1e-3)):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+ROUNDING = 1e-12
+
 
 def score(metric: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     """Score predictions against labels, both of shape (n,).
@@ -96,8 +98,9 @@ def _pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) ->
     y = predictions - predictions.mean(axis=1, keepdims=True)
     mean_x, mean_y = x @ counts / n, y @ counts / n
     covariance = (x * y) @ counts / n - mean_x * mean_y
-    var_x, var_y = x**2 @ counts / n - mean_x**2, y**2 @ counts / n - mean_y**2
-    return _correlation(covariance, var_x, var_y, 1e-12 * np.max(x**2), 1e-12 * np.max(y**2, axis=1, keepdims=True))
+    x, y = x**2, y**2
+    var_x, var_y = x @ counts / n - mean_x**2, y @ counts / n - mean_y**2
+    return _correlation(covariance, var_x, var_y, x.max(), y.max(axis=1, keepdims=True))
 
 
 def _spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -112,13 +115,13 @@ def _spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -
         tied, weight = _grouped(counts, prediction), _grouped(weighted, prediction)
         above = np.einsum("gs,gs->s", weight, np.cumsum(tied, axis=0)) - np.einsum("gs,gs->s", weight, tied) / 2
         var_y = untied if len(tied) == n else _rank_variance(tied, n)
-        scores.append(_correlation(above / n, var_x, var_y, 1e-9, 1e-9))
+        scores.append(_correlation(above / n, var_x, var_y, n**2, n**2))
     return np.array(scores)
 
 
 def _grouped(amounts: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Sums of ``amounts`` (n, samples) over equal ``values`` (n,), smallest value first."""
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values)
     starts = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])
     ordered = amounts[order]
     return ordered if len(starts) == len(values) else np.add.reduceat(ordered, starts, axis=0)
@@ -129,10 +132,11 @@ def _rank_variance(tied: np.ndarray, n: int) -> np.ndarray:
     return (n**3 - np.einsum("gs,gs,gs->s", tied, tied, tied)) / (12 * n)
 
 
-def _correlation(covariance, var_x, var_y, least_x, least_y) -> np.ndarray:
-    """Covariance over the spreads; 0 where a side is constant (a variance not above its rounding error)."""
+def _correlation(covariance, var_x, var_y, square_x, square_y) -> np.ndarray:
+    """Covariance over the spreads; 0 where a side is constant: its variance is rounding beside the largest square."""
+    varied = (var_x > ROUNDING * square_x) & (var_y > ROUNDING * square_y)
     spread = np.sqrt(np.maximum(var_x * var_y, 0))
-    return np.divide(covariance, spread, out=np.zeros_like(spread), where=(var_x > least_x) & (var_y > least_y))
+    return np.divide(covariance, spread, out=np.zeros_like(spread), where=varied)
 
 
 METRICS = {
