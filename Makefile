@@ -41,13 +41,16 @@ clean:  ## Remove .venv and the caches of tools; results stay
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The project itself is not installed: everything runs from this folder.
-$(INSTALLED): requirements.lock
+INSTALL := PYTHONUNBUFFERED=1 $(BIN)/pip install --disable-pip-version-check --require-hashes --no-deps
+$(INSTALLED): requirements.lock requirements-cpu.lock requirements-cuda.lock
 	@python=$(BIN)/python; test -x $$python || python="$(PYTHON)"; $$python -c 'import sys; v = sys.version_info; \
 		sys.exit(0 if v >= (3, 11) else "twinbench needs Python 3.11 or newer, %s is %d.%d: try make PYTHON=python3.11 %s" \
 		% (sys.executable, v[0], v[1], "$(MAKECMDGOALS)"))'
 	@test -x $(BIN)/pip || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $$(grep -c == $<) packages into $(VENV)"
-	@PYTHONUNBUFFERED=1 $(BIN)/pip install --disable-pip-version-check -r $< 2>&1 | tee $(VENV)/install.log | awk \
+	@$(INSTALL) -r $< 2>&1 | tee $(VENV)/install.log | awk \
 		'/^Collecting/ && ++n % 20 == 0 { print "  found", n } /^Installing collected/ { print "  unpacking" } { fflush() }' \
 		|| { tail -n 20 $(VENV)/install.log; exit 1; }
+	@echo "installing torch"; $(INSTALL) -q -r requirements-cpu.lock 2> $(VENV)/torch.log \
+		|| $(INSTALL) -q -r requirements-cuda.lock || { cat $(VENV)/torch.log; exit 1; }
 	@touch $@
