@@ -387,6 +387,10 @@ def test_a_file_of_experts_that_is_none_is_one_clear_error(results):
         (results / "experts" / "new.json").write_text(text)
         with pytest.raises(ValueError, match=r"new\.json: not "):
             make(results, suite="toy")
+    for text, lacks in (('{"topic": 1}', "rows, recipe, .*, epochs"), ('{"topic": {"rows": {}}}', "recipe, curve, .*")):
+        (results / "experts" / "new.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"experts/new\.json: task topic lacks {lacks}"):
+            make(results, suite="toy")
 
 
 def test_data_is_told_with_its_origin_and_a_local_copy_is_called_one(tmp_path):

@@ -44,7 +44,6 @@ def make(
         ValueError: no records of that suite or experiment, no row called ``reference``, or a malformed record.
         OSError: the folder cannot be written to.
     """
-    from twinbench import records
     from twinbench.report import blocks, files, read
 
     which, name = ("suite", suite) if experiment is None else ("experiment", experiment)
@@ -57,7 +56,7 @@ def make(
         sampled = pool.submit(_sampled, results_dir, found)
         from twinbench.report import page, sections, text
 
-        training = {block.suite_id: records.experts(results_dir, block.suite_id) for block in found}
+        training = {block.suite_id: read.experts(results_dir, block.suite_id) for block in found}
         draws, doubts = sampled.result()
         older = experiment is None
         made = sections.make(found, training, draws, name, reference, older=older, doubts=doubts, where=where)
@@ -95,7 +94,10 @@ def _check_reference(found: "list[Block]", reference: str) -> None:
 
 def _caveats(results_dir: Path, rows: list[dict]) -> list[str]:
     """What people wrote about the suites that the records are of, a paragraph each."""
-    files = [results_dir / "caveats" / f"{suite}.md" for suite in dict.fromkeys(row["suite"] for row in rows)]
+    from twinbench.report.files import NAME
+
+    suites = [suite for suite in dict.fromkeys(row["suite"] for row in rows) if suite and NAME.fullmatch(suite)]
+    files = [results_dir / "caveats" / f"{suite}.md" for suite in suites]
     texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
     return [" ".join(paragraph.split()) for whole in texts for paragraph in whole.split("\n\n") if paragraph.strip()]
 

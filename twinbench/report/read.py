@@ -16,6 +16,8 @@ from twinbench.report.intervals import statistic
 if TYPE_CHECKING:
     import pandas as pd
 
+TRAINING = ("rows", "recipe", "curve", "loss", "metric", "seconds", "device", "data")  # what is told of an expert
+RECIPE = ("epochs", "lr", "batch_size", "weight_decay", "warmup", "seed")
 ROUNDING = 1e-6  # of a score that is computed again
 
 
@@ -80,3 +82,20 @@ def _contradictions(run: Run, frame: "pd.DataFrame") -> dict[str, str]:
             elif abs(score - value) > ROUNDING:
                 found[task] = f"{task} {metric} {score:.4f}, the record {value:.4f}"
     return found
+
+
+def experts(results_dir: Path, suite_id: str) -> dict[str, dict]:
+    """How the experts of a suite were trained, by task; empty where that is not known.
+
+    Raises:
+        ValueError: the file is broken, or lacks what a report tells of a task.
+    """
+    training = records.experts(results_dir, suite_id) or {}
+    for task, said in training.items():
+        found = said if isinstance(said, dict) else {}
+        recipe = found.get("recipe")
+        absent = [key for key in TRAINING if key not in found]
+        absent += [key for key in RECIPE if key not in (recipe if isinstance(recipe, dict) else {})]
+        if absent:
+            raise ValueError(f"{results_dir / 'experts' / suite_id}.json: task {task} lacks {', '.join(absent)}")
+    return training
