@@ -1,5 +1,10 @@
 """Run one configuration of the benchmark and write down its records; `-m` or an experiment sweeps many."""
 
+from twinbench.ending import ended_well, importing
+
+if __name__ == "__main__":
+    importing()
+
 import functools
 import json
 import os
@@ -16,73 +21,73 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from twinbench import assets, cached, plan, processes, provenance, records, suite_config
+from twinbench import assets, cached, plan, preflight, processes, provenance, records, suite_config
 from twinbench.identity import expert_folder, origins
-from twinbench.mistakes import MISTAKES, one_line, one_of
+from twinbench.mistakes import MISTAKES, one_line
 from twinbench.signature import draws, hyperparameters, signature
 
-ROOT = Path(__file__).parent
 MEASURED = (
     *("task", "metric", "primary", "value", "n", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"),
     *("shared_bytes", "exclusive_bytes", "exclusive_kind", "router_bytes", "peak_memory_bytes", "device"),
     *("data", "expert"),
 )
 
+OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)  # for Hydra's own folder, see config.yaml
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> dict[str, str]:
     """Run a composed configuration. In a sweep a failure is a record and a return value; alone it is the exit code."""
+    job, alone = HydraConfig.get().job, HydraConfig.get().mode == RunMode.RUN
     try:
         done = run(cfg)
     except MISTAKES as error:
-        complain(one_line(error))
+        complain(one_line(error), alone)
         done = {"status": "failed"}
-    if done["status"] == "failed" and HydraConfig.get().mode == RunMode.RUN and processes.rank() == 0:
+    except KeyboardInterrupt as stop:
+        raise stop if alone else type(stop)(f"{job.num} done, the same command goes on") from None
+    if done["status"] == "failed" and alone and processes.rank() == 0:
         sys.exit(1)
-    return {"suite": cfg.suite.name} | done
+    return done
 
 
 def run(cfg: DictConfig) -> dict[str, str]:
-    """Plan, skip or measure one configuration; its run_id and status (planned, done, skipped, ok, failed)."""
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    config["suite"] = suite_config.narrowed(config["suite"])
-    choices = HydraConfig.get().runtime.choices
-    names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
-    job = plan.job(config, names)
+    """Plan, skip or measure one configuration; its suite, run_id and status (planned, done, skipped, ok, failed)."""
+    config, names, job = preflight.planned(cfg, HydraConfig.get().runtime.choices)
     if config["plan"] and suite_config.generative(config["suite"]):
         from twinbench import needs
 
         for line in needs.lines(config["suite"]):
             say_once(config["suite"]["name"], line)
-    if config["export"]:
-        if processes.count() > 1:
-            raise ValueError(f"export={config['export']}: one process exports; start it without the launcher")
-        plan.check_export(job, Path(config["export"]), config["suite"])
     results_dir = Path(config["results_dir"])
     rows = records.read(results_dir)
-    done = processes.of_first(any(row["run_id"] == job.run_id and row["status"] == "ok" for row in rows))
+    kept = [row for row in rows if row["run_id"] == job.run_id and row["status"] == "ok"]
+    done = processes.of_first(bool(kept))
     since = None if done else plan.changed_since(rows, job)
     why = f": its method's source has changed since the record of {since}" if since else ""
+    said = {"suite": job.suite, "run_id": job.run_id}
     if config["plan"]:
         print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}{why}", flush=True)
-        return {"run_id": job.run_id, "status": "done" if done else "planned"}
+        return said | {"status": "done" if done else "planned"}
     if done and not config["force"]:
         bare = "" if records.has_predictions(results_dir, job.run_id) else " without predictions, so no interval"
         print(f"skipped {job.run_id}  {title(job)}: it has a record{bare} (force=true runs it again)", flush=True)
         status = "skipped"
+        said["suite"] = kept[-1]["suite"] if kept else job.suite  # as it was called then: the report is of that name
         keep_missing_training(config, job)
     else:
         print(f"running {job.run_id}  {title(job)}{why}", flush=True)
-        status = record(cfg, config, job, names, describe(job, choices["experiment"]))
+        status = record(cfg, config, job, names, describe(job, names["experiment"]))
     if config["export"] and status != "failed":
         publish(cfg, config, job, names)
-    return {"run_id": job.run_id, "status": status}
+    return said | {"status": status}
 
 
 @functools.cache
-def complain(mistake: str) -> None:
-    """Tell a mistake once, although all the jobs of a sweep may have it."""
-    print(f"error: {mistake}", file=sys.stderr, flush=True)
+def complain(mistake: str, alone: bool) -> None:
+    """Tell a mistake once, although all the jobs of a sweep may have it, with the first job that has it."""
+    which = "" if alone else f"{' '.join(HydraConfig.get().overrides.task)}: "
+    print(f"error: {which}{mistake}", file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -288,34 +293,8 @@ def failure(identity: Mapping, error: Exception) -> dict:
     return {**identity, "status": "failed", "error": said} | dict.fromkeys(MEASURED)
 
 
-def preflight(arguments: list[str]) -> None:
-    """Find the commonest mistakes on the command line before Hydra composes anything or makes a folder."""
-    folders = [ROOT / "conf"]
-    for position, argument in enumerate(arguments):
-        flag, _, folder = argument.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            folders.append(Path(folder or arguments[position + 1]))
-    results_dir = "results/local"
-    for argument in arguments:
-        key, _, values = argument.partition("=")
-        group = key.partition("@")[0]
-        if group in ("suite", "task", "method", "router", "experiment"):
-            known = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-            for value in filter(None, values.split(",")):
-                if value != "null":
-                    one_of(group, value, known)
-        elif key == "results_dir":
-            results_dir = values
-    if not any(argument.startswith(("-h", "--help", "--hydra-help", "--cfg", "-c")) for argument in arguments):
-        records.check_writable(Path(results_dir))
-
-
 if __name__ == "__main__":
     if processes.rank():  # the first process speaks for all; errors are everybody's
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.environ["TQDM_DISABLE"] = "1"
-    try:
-        preflight(sys.argv[1:])
-    except MISTAKES as mistake:
-        sys.exit(f"error: {one_line(mistake)}")
-    main()
+    ended_well(main, kept="what was finished is kept, experts and downloads too, and the same command goes on")

@@ -6,13 +6,14 @@
 
 import itertools
 import sys
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from twinbench.sweep import finish
+from twinbench.sweep import check, counted, finish, make_folder
+
+NO_FILES = ("hydra.output_subdir=null", "hydra.job_logging.root=null", "hydra.sweep.dir=.", "hydra.sweep.subdir=.")
 
 
 class BlockSweeper(BasicSweeper):
@@ -28,16 +29,21 @@ class BlockSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(arguments)
+        check(self.config, [override.key_or_group for override in given if override.is_sweep_override()])
         fixed = {override.get_key_element() for override in given}
         jobs = []
         for block in self.blocks or [{}]:
             own = parser.parse_overrides([f"{key}={values}" for key, values in block.items() if key not in fixed])
             jobs += itertools.chain.from_iterable(self.split_arguments([*own, *given], None))
         jobs = [list(job) for job in dict.fromkeys(map(tuple, jobs))]
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        if not self.config.plan:  # compose every job before the first one runs; planning composes them only to print
-            self.validate_batch_is_legal(jobs)
-        returns = self.launcher.launch(jobs, initial_job_idx=0)
+        if self.config.plan:
+            self.config.hydra.sweep.dir = "."
+            jobs = [[*job, *NO_FILES] for job in jobs]
+        else:
+            self.validate_batch_is_legal(jobs)  # composes every job; planning does so only to print
+            make_folder(self.config)
+        with counted(self.config):
+            returns = self.launcher.launch(jobs, initial_job_idx=0)
         code = finish(self.config, [job.return_value for job in returns])
         if code:
             sys.exit(code)

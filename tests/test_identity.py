@@ -24,7 +24,7 @@ from twinbench.suite_config import narrowed
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 # What no number depends on: where and how fast it runs, what it is called, and what the run does beside measuring.
-IGNORED = ["device", "batch_size", "results_dir", "export", "force", "plan", "wandb.*", "*._partial_"]
+IGNORED = ["device", "batch_size", "results_dir", "export", "force", "plan", "allow", "wandb.*", "*._partial_"]
 IGNORED += ["suite.name", "suite.parameters", "suite.device_map", "suite.tasks.*.sources.*.name"]
 IGNORED += ["suite.revision"]  # interpolated: the sources that have it count
 STATIC = ["router.*", "shared.*"]  # of a method that asks for neither
@@ -44,6 +44,7 @@ OTHER = {
     "device": "cpu",
     "results_dir": "elsewhere",
     "export": "there",
+    "allow": ["numpy"],
     "wandb.mode": "disabled",
     "wandb.project": "other",
     "name": "other",

@@ -445,25 +445,76 @@ def test_a_killed_sweep_resumes_where_it_was(family, tmp_path):
     assert {row["method"] for row in records.read(results)} == set(methods.split(","))
 
 
+def stopped(number: int, arguments: list[str], begun) -> tuple[int, list[str]]:
+    """Send a signal to `python run.py ARGUMENTS` once `begun()` is true; its exit code and lines of error."""
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *arguments, "wandb.mode=disabled"],
+        cwd=ROOT,
+        env=OS_ENVIRON,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background ignores
+    )
+    deadline = time.monotonic() + 120
+    while not begun() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.stderr.read().decode().rstrip("\n").split("\n")
+    return process.wait(), [line.rpartition("\r")[2] for line in said]  # of a progress bar, what it ends as
+
+
+def test_ctrl_c_in_a_sweep_says_what_is_done(family, tmp_path):
+    files = tmp_path / "results" / "records"
+    arguments = ["--config-dir", str(family / "conf"), "-m", "suite=tiny", "method=pretrained,average,ties,dare"]
+    arguments += [f"results_dir={tmp_path / 'results'}", "batch_size=1"]
+    code, said = stopped(signal.SIGINT, arguments, lambda: list(files.glob("*.jsonl")))
+    kept = len(list(files.glob("*.jsonl")))
+    assert (code, len(said)) == (130, 1), said
+    assert said[0] in {f"stopped: {done} done, the same command goes on" for done in (kept - 1, kept)}
+    assert 1 <= kept < 4
+    assert not list((tmp_path / "results").rglob("*.part"))
+
+
+def test_sigterm_while_an_expert_is_trained_leaves_nothing_of_it(family, tmp_path, monkeypatch):
+    monkeypatch.setitem(OS_ENVIRON, "TWINBENCH_CACHE", str(tmp_path / "cache"))
+    recipe = {"epochs": 9999, "batch_size": 8, "lr": 5e-3, "weight_decay": 0.0, "warmup": 0.1, "freeze": [], "seed": 0}
+    write_suite(family, tmp_path / "conf", checkpoints=None, finetune=recipe)
+    arguments = ["--config-dir", str(tmp_path / "conf"), "suite=tiny", f"results_dir={tmp_path / 'results'}"]
+    experts = tmp_path / "cache" / "experts"
+    code, said = stopped(signal.SIGTERM, arguments, lambda: list(experts.glob(".letters-*")))
+    assert (code, len(said)) == (143, 1), said
+    assert said[0].startswith("stopped: what was finished is kept")
+    assert not list(experts.iterdir())
+    assert not list((tmp_path / "results" / "records").iterdir())
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "said"),
     [
-        (["method=tise"], "unknown method 'tise'; did you mean 'ties'?"),
-        (["suite=dmo"], "unknown suite 'dmo'; did you mean 'demo'?"),
-        (["task@suite.tasks.x=sms_span"], "unknown task 'sms_span'; did you mean 'sms_spam'?"),
-        (["experiment=demmo"], "unknown experiment 'demmo'; did you mean 'demo'?"),
-        (["method.densty=0.1"], "Key 'densty' is not in struct"),
-        (["method=expert"], "method.task"),
-        (["results_dir=Makefile"], "results_dir=Makefile cannot be written to"),
+        (["method.densty=0.1"], "unknown key of method 'densty'; did you mean 'density'?"),
+        (["-m", "method=ties,tise"], "unknown method 'tise'; did you mean 'ties'?"),
+        (["suite.name=../.."], "suite.name '../..' is no name"),
+        (["-m", "seed=0,1", "results_dir={there},{there}/b"], "results_dir has several values, and a sweep has one"),
+        (["results_dir=Makefile"], "results_dir=Makefile cannot be written to: Not a directory"),
     ],
 )
-def test_mistakes_on_the_command_line(arguments, words, tmp_path):
-    if not arguments[0].startswith("results_dir"):
-        arguments = [*arguments, f"results_dir={tmp_path}"]
-    done = command(*arguments)
+def test_a_refused_command_says_one_line_and_leaves_no_folder(arguments, said, tmp_path):
+    there = tmp_path / "results"
+    flags, given = [a for a in arguments if a == "-m"], [a.format(there=there) for a in arguments if a != "-m"]
+    done = command(*flags, f"results_dir={there}", *given)
     assert done.returncode == 1
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_needs_no_folder_and_a_sweep_names_the_configuration_that_is_wrong(tmp_path):
+    planned = command("-m", "method=ties", "method.density=0.2,abc", f"results_dir={tmp_path / 'results'}", "plan=true")
+    assert planned.returncode == 1
+    assert planned.stdout.count("to run ") == 1
+    assert "method.density=abc results_dir=" in planned.stderr
+    assert planned.stderr.endswith("method.density must be a finite number (float32), got 'abc'\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_and_plan_load_no_torch(family, tmp_path):

@@ -6,6 +6,11 @@ Where the experts have the base's tensors, all are merged and the result is what
 an expert has a head of its own (a classifier), the encoder is merged; heads, poolers included, are left out.
 """
 
+from twinbench.ending import ended_well, importing
+
+if __name__ == "__main__":
+    importing()
+
 import functools
 import json
 import sys
@@ -19,13 +24,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from twinbench import assets
+from twinbench import assets, preflight, targets
 from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
 from twinbench.checkpoint import write_weights
 from twinbench.merged import Merged
 from twinbench.mistakes import MISTAKES, one_line
 from twinbench.pretrained import copied, new_model
-from twinbench.signature import checked_signature, hyperparameters
+from twinbench.signature import Signature, checked_signature, hyperparameters
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
 from twinbench.whole import new_folder
 
@@ -35,7 +40,7 @@ BESIDE = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer, w
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="merge")
 def main(cfg: DictConfig) -> None:
-    """Compose, check, merge; one line of error for what the user can mend."""
+    """Compose, check, merge; of an error that leaves this function, Hydra would print a line more."""
     try:
         run(cfg)
     except MISTAKES as error:
@@ -46,13 +51,7 @@ def run(cfg: DictConfig) -> None:
     """Check the configuration before any weight is read, and merge."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     name = HydraConfig.get().runtime.choices["method"]
-    takes = checked_signature(name, config["method"])
-    if takes.route or "shared" in takes.arguments:
-        raise ValueError(f"method={name} gives more than one model; a suite's is exported by run.py export=DIR")
-    if not isinstance(config["experts"], dict) or not config["experts"]:
-        raise ValueError(f"experts must map names to sources, {{a: DIR, b: DIR}}; got {config['experts']}")
-    if "base" in config["experts"]:
-        raise ValueError("experts: the name base is the base's own")
+    takes = check(config, name)
     sources = {who: _source(where) for who, where in {"base": config["base"], **config["experts"]}.items()}
     bound = {"seed": config["seed"]} if "seed" in takes.arguments else {}
     method = functools.partial(instantiate(cfg.method), **bound)
@@ -60,9 +59,48 @@ def run(cfg: DictConfig) -> None:
     folders = {who: assets.fetch(source) for who, source in sources.items()}
     start = time.perf_counter()
     text = card(name, hyperparameters(config["method"]) | bound, sources)
-    out = Path(config["out"])
+    out = Path(config["out"]).expanduser()
     size = merge(folders.pop("base"), folders, method, out, config["shard_bytes"], text)
     print(f"wrote {out}: {size:,} bytes of weights in {time.perf_counter() - start:.2f} s", flush=True)
+
+
+def check(config: Mapping, name: str) -> Signature:
+    """Find what is wrong with a resolved configuration.
+
+    Returns:
+        The signature of its method.
+
+    Raises:
+        ValueError: one line with the key, the value and what is legal.
+    """
+    preflight.check_seed("seed", config["seed"])
+    preflight.whole("shard_bytes", config["shard_bytes"])
+    targets.check_kind("allow", config["allow"], "list[str]")
+    targets.check(config, config["allow"])
+    takes = checked_signature(name, config["method"])
+    if takes.route == "task":
+        raise ValueError(
+            f"method={name} gives each task a model of its own, and no command writes these to disk; choose a static "
+            "method, such as ties"
+        )
+    if takes.route or "shared" in takes.arguments:
+        raise ValueError(
+            f"method={name} gives a shared model with adapters: a suite of classifiers is written so by "
+            f"python run.py suite=NAME method={name} export=DIR; here choose a static method, such as ties"
+        )
+    targets.check_kinds("method", hyperparameters(config["method"]), targets.arguments(config["method"]["_target_"]))
+    experts = config["experts"]
+    if not isinstance(experts, dict) or not experts:
+        raise ValueError(f"experts must map names to sources, experts='{{a: DIR, b: DIR}}'; got {experts!r}")
+    for expert, where in {"base": config["base"], **experts}.items():
+        preflight.check_name("expert", expert)
+        if not isinstance(where, str | dict) or not where:
+            raise ValueError(f"{expert} must be a folder or a source such as {{path: DIR}}, got {where!r}")
+    if "base" in experts:
+        raise ValueError("experts: the name base is the base's own")
+    if not isinstance(config["out"], str) or not config["out"]:
+        raise ValueError(f"out must be a new folder, got {config['out']!r}")
+    return takes
 
 
 def merge(
@@ -172,4 +210,4 @@ def _finite(merged: Mapping[str, Tensor], inputs: Mapping[str, Mapping[str, Tens
 
 
 if __name__ == "__main__":
-    main()
+    ended_well(main, kept="nothing was written, as a merged model appears when it is whole")

@@ -111,12 +111,23 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"export={folder} must be a new or empty folder, and something is there")
-    if generative(suite):
-        raise ValueError("export writes classifiers; merge a language model with python -m twinbench.merge instead")
-    if job.protocol == "paper":
-        raise ValueError("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
     if job.method == "individual":
         raise ValueError("method=individual has nothing to export: its experts are models already")
+    if job.route == "task":
+        raise ValueError(
+            f"method={job.method} gives each task a model of its own, and no command writes these to disk; what can be "
+            "exported is a static method, such as ties, or method=twin_merging"
+        )
+    if generative(suite) and job.route:
+        raise ValueError(
+            f"method={job.method} of language models cannot be written to disk yet: export writes classifiers; a "
+            "static method, such as ties, is merged by python -m twinbench.merge"
+        )
+    if generative(suite):
+        words = f"python -m twinbench.merge method={job.method}"
+        raise ValueError(f"export writes classifiers; {words} merges language models to disk")
+    if job.protocol == "paper":
+        raise ValueError("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
     reads = job.router or {}
     if reads.get("minimum_risk"):
         raise ValueError("export writes a router whose weights are its probabilities: minimum_risk=false")
