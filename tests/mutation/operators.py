@@ -137,6 +137,7 @@ def _calls(node: ast.Call) -> Iterator[tuple[str, ast.Call]]:
             yield "argument", _with(node, keywords=_put(node.keywords, i))
     if len(node.args) > 1:
         yield "argument", _with(node, args=node.args[:-1])
+    if len(node.args) > 1 and getattr(node.func, "id", "") not in RENAMED:
         yield "swap", _with(node, args=[node.args[1], node.args[0], *node.args[2:]])
 
 
