@@ -60,17 +60,20 @@ def main(seed: str = "1", count: str = "150", workers: str = "1", files: str = "
 
 
 def line_maps(copies: Sequence[Path]) -> list[dict]:
-    """Which tests run which lines, one map per test file; kept for as long as no file changes."""
-    text = hashlib.sha256()
-    for path in sorted(path for path in copies[0].rglob("*") if path.is_file() and "results" not in path.parts):
-        text.update(path.relative_to(copies[0]).as_posix().encode() + path.read_bytes())
-    kept = ROOT / ".pytest_cache" / f"lines-{text.hexdigest()[:12]}.json"
-    if not kept.exists():
-        files = sorted(path.relative_to(copies[0]).as_posix() for path in copies[0].glob("tests/**/test_*.py"))
-        found = forked([Task(partial(line_map.measured, file), 1800.0) for file in files], copies, "test files")
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(json.dumps(found))
-    return json.loads(kept.read_text())
+    """Which tests run which lines, a map per test file, kept until that file or something that is no test changes."""
+    tests = sorted(copies[0].glob("tests/**/test_*.py"))
+    paths = (path for kind in ("py", "yaml", "jinja", "html") for path in sorted(copies[0].rglob(f"*.{kind}")))
+    code = b"".join(path.read_bytes() for path in paths if path not in tests)
+    kept = {}
+    for test in tests:
+        text = test.read_text(encoding="utf-8")
+        used = [path.read_bytes() for path in tests if path == test or path.stem in text]
+        kept[test] = (
+            ROOT / ".pytest_cache" / "lines" / f"{hashlib.sha256(b''.join([code, *used])).hexdigest()[:16]}.json"
+        )
+    todo = [(test.relative_to(copies[0]).as_posix(), path) for test, path in kept.items() if not path.exists()]
+    forked([Task(partial(line_map.measure, *given), 1800.0) for given in todo], copies, "test files")
+    return [json.loads(path.read_text()) for path in kept.values()]
 
 
 def drawn(copy: Path, seed: int, count: int, files: str) -> list[Mutant]:

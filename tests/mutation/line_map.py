@@ -3,7 +3,9 @@
 A fixture's lines belong to every test that uses it, and those of a process to the test or fixture that started it.
 """
 
+import json
 import os
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,15 +15,15 @@ from pathlib import Path
 import coverage
 import pytest
 
-SETTINGS = "[run]\nparallel = true\ndata_file = {folder}/child\ninclude = twinbench/*, baselines/*\n"
+SETTINGS = "[run]\nparallel = true\ndata_file = {folder}/child\ninclude = {root}/twinbench/*, {root}/baselines/*\n"
 
 
-def measured(test_file: str, folder: Path) -> dict:
-    """Run the tests of a file: the lines that each test or fixture ran, their seconds, and what each test uses.
+def measure(test_file: str, out: Path, folder: Path) -> None:
+    """Run the tests of a file, and write the lines that each test or fixture ran, their seconds, and what a test uses.
 
     A test that fails or is skipped is left out. Run it in a process of its own, from the project's root.
     """
-    (folder / "settings").write_text(SETTINGS.format(folder=folder))
+    (folder / "settings").write_text(SETTINGS.format(folder=folder, root=Path.cwd()))
     (folder / "sitecustomize.py").write_text("import coverage\ncoverage.process_startup()\n")
     os.environ |= {"COVERAGE_PROCESS_START": str(folder / "settings"), "PYTHONPATH": str(folder)}
     cov = coverage.Coverage(data_file=None, include=["twinbench/*", "baselines/*"])
@@ -34,11 +36,10 @@ def measured(test_file: str, folder: Path) -> dict:
             for name in names:
                 recorder.lines[name].add((os.path.relpath(file), line))
     tests = {name: uses for name, uses in recorder.uses.items() if name not in recorder.unfit}
-    return {
-        "lines": {k: sorted(v) for k, v in recorder.lines.items() if k},
-        "seconds": recorder.seconds,
-        "tests": tests,
-    }
+    lines = {name: sorted(run) for name, run in recorder.lines.items() if name}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "map").write_text(json.dumps({"lines": lines, "seconds": recorder.seconds, "tests": tests}))
+    shutil.move(folder / "map", out)
 
 
 class Recorder:
