@@ -94,6 +94,17 @@ def test_individual_normalizes_where_the_task_is_known_and_the_protocol_strict()
     assert [[one.run_id for one in block.individual] for block in found[:3]] == [[], [], []]
 
 
+def test_without_strict_runs_nothing_normalizes():
+    (block,) = made(run("individual", protocol="paper", router=ORACLE))
+    assert block.individual == [] and [row.label for row in block.rows] == ["individual"]
+
+
+def test_settings_are_the_same_in_any_order():
+    one, other = {"density": 0.2, "scaling": 1.0}, {"scaling": 1.0, "density": 0.2}
+    (row,) = only(run("dare", params=one, seed=0), run("dare", params=other, seed=1)).rows
+    assert len(row.runs) == 2
+
+
 def test_individual_without_a_router_normalizes_too():
     assert [one.run_id for one in only(run("individual", "bare")).individual] == ["bare"]
 

@@ -1,5 +1,7 @@
 """Tables: each cell against numbers that one can count by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,8 @@ A, B = ("a", "accuracy"), ("b", "pearson")
 
 def run(run_id: str, a: float | None = None, b: float | None = None, **fields) -> blocks.Run:
     scores = {column: score for column, score in ((A, a), (B, b)) if score is not None}
-    record = {"shared_bytes": 8, "exclusive_bytes": 4, "router_bytes": 2, "merge_seconds": 1.0}
+    record = {"task": "a", "split": "test", "n": 10, "route_seconds": 1.0, "eval_seconds": 4.0, "router_seconds": 3.0}
+    record |= {"base": None, "shared_bytes": 8, "exclusive_bytes": 4, "router_bytes": 2, "merge_seconds": 1.0}
     given = {"others": {}, "beside": {}} | fields
     return blocks.Run(run_id, None, scores, given["others"], given["beside"], [record])
 
@@ -118,7 +121,7 @@ def test_confusion_is_the_mean_share_in_percent_of_each_task_by_expert():
     assert found.loc["b", "a"] == pytest.approx(30) and pd.isna(found.loc["b", "b"])
     assert tables.confusion(row("ties", run("t", 0.5, others={("a", "f1"): 0.5})), [A, B]) is None
     others = {("a", "routed_to/z"): 0.1, ("a", "routed_to/b"): 0.2, ("a", "routed_to/a"): 0.7}
-    assert tables.confusion(row("twin", run("x", others=others)), [A, B]).columns.tolist() == ["a", "b", "z"]
+    assert tables.confusion(row("twin", run("x", others=others)), [B, A]).columns.tolist() == ["b", "a", "z"]
 
 
 def test_router_accuracy_is_of_rows_that_were_routed():
@@ -163,6 +166,7 @@ def test_curves_need_three_values_of_rows_that_are_alike_otherwise():
         row(f"ties ({i})", run(str(i), 0.1 * i, 0.4), method="ties", density=0.1 * i, seeded=True) for i in (3, 1, 2)
     ]
     rows += [row(f"dare ({i})", run(f"d{i}", 0.5, 0.4), method="dare", density=0.1 * i, seeded=True) for i in (1, 2)]
+    rows[0] = row("ties (3)", rows[0].runs[0], method="ties", seeded=True, density=0.1 * 3)  # in another order
     rows += [row("ties (else)", run("e", 0.5, 0.4), method="ties", density=0.9, seeded=False)]
     whole = block(*rows, individual=(run("i", 0.8, 0.4),))
     found = tables.curves(whole, tables.normalized(whole, {}, "ties"))
@@ -179,3 +183,16 @@ def test_a_failure_is_told_by_the_first_line_that_says_something():
     found = tables.failed(block(failed=given))
     assert found["error"].tolist() == ["ValueError: x", "no message", "no message", "no message"]
     assert found[["method", "seed", "status"]].to_numpy().tolist() == [["della", place, "failed"] for place in range(4)]
+
+
+def test_tables_that_have_lines_are_made_under_their_names(whole):
+    failed = (("della", {"seed": 0, "error": "x"}),)
+    expert = row("expert", run("e", 0.5, 0.5), task="a")
+    found = tables.make(replace(whole, failed=list(failed), experts=[expert]), {}, "ties")
+    assert list(found) == ["normalized", "raw", "storage", "time", "experts", "failed"]
+    order = found["normalized"]["method"].tolist()
+    assert all(found[name]["method"].tolist() == order for name in ("raw", "storage", "time"))
+    assert found["normalized"].set_index("method")["reference"]["ties"]
+    assert list(found["failed"]) == ["method", "seed", "status", "error"]
+    assert list(found["time"]) == ["method", "merge", "router training", "route", "evaluation", tables.RATE]
+    assert found["time"].iloc[0].tolist()[1:] == [1, 3, 1, 4, 500]
