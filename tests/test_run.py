@@ -65,7 +65,7 @@ def test_a_plan_tells_runs_apart_that_differ_in_their_router(bench, capsys):
     assert "router.layer=1" in first and "router.layer=2" in second
 
 
-def test_a_run_leaves_complete_records_and_predictions(bench):
+def test_a_run_leaves_complete_records_and_predictions(bench, capsys):
     assert bench("method=twin_merging") == "ok"
     rows = records.read(bench.results)
     assert {row["task"] for row in rows} == set(CLASSES)
@@ -91,6 +91,12 @@ def test_a_run_leaves_complete_records_and_predictions(bench):
         assert kept
         for row in kept:
             assert row["value"] == score(row["metric"], group["label"].to_numpy(), group["prediction"].to_numpy())
+    (kept,) = (bench.results / "predictions").iterdir()
+    for bare in ("", " without predictions, so no interval"):
+        capsys.readouterr()
+        assert bench("method=twin_merging") == "skipped"
+        assert f"it has a record{bare} (force=true runs it again)" in capsys.readouterr().out
+        kept.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("head", ["pooler", "classifier"])
