@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -171,6 +172,28 @@ def test_weights_unlike_the_layout_are_named_and_nothing_is_left(tmp_path, entri
     with pytest.raises(ValueError, match=words):
         write_checkpoint(tmp_path / "new" / "out", change(dict(MIXED)), entries, shard_bytes=30, metadata={})
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_shards_of_no_bytes_are_refused(tmp_path, entries):
+    with pytest.raises(ValueError, match="shard_bytes must be at least 1, got 0"):
+        write_checkpoint(tmp_path / "out", MIXED, entries, shard_bytes=0, metadata={})
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"a": ("F32", (2,))}, "x does not fit the base: it lacks b, c, d (+1 more)"),
+        (dict.fromkeys("abcdefgh", ("F32", (2,))), "x does not fit the base: it has unknown f, g, h"),
+        (dict.fromkeys("bcdez", ("F32", (2,))), "x does not fit the base: it lacks a and has unknown z"),
+        (dict.fromkeys("abcde", ("F32", (2,))) | {"b": ("F16", (2,))}, "the base: b is F16 [2], not F32 [2]"),
+        (dict.fromkeys("abcde", ("F32", (2, 1))), "not F32 [2]; c is F32 [2, 1], not F32 [2] (+2 more)"),
+    ],
+)
+def test_layouts_that_differ_are_told_apart(other, words):
+    reference = dict.fromkeys("abcde", ("F32", (2,)))
+    state_dict.check_same_layout(reference, dict(reversed(reference.items())), "x")
+    with pytest.raises(ValueError, match=re.escape(words) + "$"):
+        state_dict.check_same_layout(reference, other, "x")
 
 
 @pytest.fixture
@@ -394,6 +417,15 @@ def test_dare_ties_is_ties_of_what_dare_left():
         expected = ties.merge(base, whole, **settings).shared
         found = dare_ties.merge(base, experts, keep=0.5, seed=1, **settings).shared
         assert all(torch.equal(found[name], expected[name]) for name in base)
+
+
+def test_what_dare_left_is_not_rounded_to_the_experts_dtype():
+    base, experts = family(torch.bfloat16)
+    left = dare.drop_and_rescale(base, experts, 0.5, 0)
+    for task, expert in experts.items():
+        moved, whole = (state["embed"].float() - base["embed"].float() for state in (left[task], expert))
+        assert 0.3 < (moved != 0).float().mean() < 0.7
+        torch.testing.assert_close(moved, 2 * whole * (moved != 0), atol=1e-6, rtol=1e-5)
 
 
 def test_dare_draws_the_masks_of_bernoulli():

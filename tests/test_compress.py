@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from twinbench import factors
-from twinbench.compress import basis, bernoulli, dense, generator, is_zero, magnitude, svd
+from twinbench.compress import LowRank, basis, bernoulli, dense, generator, is_zero, magnitude, svd, tensors
 
 
 def draw(*shape, seed=0):
@@ -191,3 +191,17 @@ def test_bernoulli_keeps_the_mean_and_its_seed():
     assert abs(dense(part).mean() - 1) < 0.05
     assert torch.equal(dense(part), dense(bernoulli(matrix, 0.25, generator(0, "task", "name"))))
     assert not torch.equal(dense(part), dense(bernoulli(matrix, 0.25, generator(1, "task", "name"))))
+
+
+def test_what_is_stored_of_a_part():
+    whole = torch.tensor([[0.0, -3.0, 1.0], [2.0, 0.5, 0.0], [0.0, 0.0, 4.0]])
+    sparse = magnitude(whole, 4 / 9)
+    found = tensors(sparse)
+    assert found.keys() == {"values", "bits"} and found["values"].tolist() == [-3.0, 1.0, 2.0, 4.0]
+    assert found["bits"].dtype == torch.uint8 and found["bits"].tolist() == [0b00001110, 0b1], "one bit per element"
+    low = tensors(LowRank(draw(2, 4).T[:3], draw(5, 2).T))
+    assert {name: tensor.is_contiguous() for name, tensor in low.items()} == {"left": True, "right": True}
+    assert tensors(whole.T).keys() == {"delta"} and tensors(whole.T)["delta"].is_contiguous()
+    zeros = torch.zeros(2, 3)
+    assert is_zero(zeros) and is_zero(magnitude(zeros, 0.5)) and is_zero(svd(zeros, 1))
+    assert not any(map(is_zero, (whole, sparse, svd(whole, 1))))
