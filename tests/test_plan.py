@@ -1,5 +1,6 @@
 """What a plan says of a configuration in a line, where its experts come from, and what it refuses."""
 
+import dataclasses
 import json
 
 import pytest
@@ -46,6 +47,18 @@ def test_what_cannot_be_measured_is_refused(overrides, words):
 def test_unseen_tasks_are_scored_under_strict():
     for method in ("average", "twin_merging"):
         assert planned("suite.merged=[trec,sms]", f"method={method}").protocol == "strict"
+
+
+def test_a_refused_export_does_not_send_to_a_command_that_refuses_too(tmp_path):
+    config, _ = read("method=twin_merging")
+    known = dataclasses.replace(planned("method=twin_merging"), method="emr", route="task")
+    with pytest.raises(ValueError, match="method=emr gives each task a model of its own, and no command writes these"):
+        check_export(known, tmp_path, config["suite"])
+    causal, _ = read("suite=generative_smollm")
+    with pytest.raises(ValueError, match="method=twin_merging of language models cannot be written to disk yet"):
+        check_export(planned("method=twin_merging"), tmp_path, causal["suite"])
+    with pytest.raises(ValueError, match=r"python -m twinbench\.merge method=average merges language models"):
+        check_export(planned("method=average"), tmp_path, causal["suite"])
 
 
 @pytest.mark.parametrize(
