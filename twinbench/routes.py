@@ -1,6 +1,8 @@
 """Which samples of a batch take which experts: the plan that all layers of one routed forward follow."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ class Routes:
     def __init__(self, experts: int, tolerance: float, device: torch.device):
         self.experts, self.tolerance, self.device = experts, tolerance, device
         self.batch = 1  # of the model's inputs
+        self._weights, self._groups = None, []
 
     @property
     def weights(self) -> Tensor:
@@ -43,11 +46,37 @@ class Routes:
             raise ValueError(f"weights must be (samples, {self.experts} experts), got {tuple(weights.shape)}")
         columns = zip(*weights.tolist(), strict=True)  # on the host, once a batch: layers never wait for it
         taken = [[i for i, weight in enumerate(column) if not abs(weight) <= self.tolerance] for column in columns]
-        self._weights, self._elsewhere = weights.to(self.device, torch.float32), {}
+        self._weights, self._elsewhere, self._groups = weights.to(self.device, torch.float32), {}, []
         self.single = {t: _block(range(t, t + 1), taken, self._weights) for t in range(self.experts) if taken[t]}
         self.blocks = [_block(experts, taken, self._weights) for experts in _alike(taken)]
         if sum(block.weights.numel() for block in self.blocks) > DENSE * weights.numel():
             self.blocks = [Block(range(self.experts), slice(0, len(weights)), self._weights[None])]
+
+    def of(self, weights: Tensor, batch: int, tolerance: float | None = None) -> "Routes":
+        """Routes of other weights, for a batch of so many rows."""
+        other = Routes(self.experts, self.tolerance if tolerance is None else tolerance, self.device)
+        other.weights, other.batch = weights, batch
+        return other
+
+    def groups(self) -> list[tuple[Tensor, "Routes"]]:
+        """Per distinct route the samples that take it, and routes that have it for a single sample."""
+        if not self._groups:
+            distinct, which = self._weights.cpu().unique(dim=0, return_inverse=True)
+            self._groups = [
+                ((which == number).nonzero().flatten(), self.of(route[None], 1))
+                for number, route in enumerate(distinct)
+            ]
+        return self._groups
+
+    @contextmanager
+    def narrowed(self, other: "Routes") -> Iterator[None]:
+        """Be like others while the context lasts: all who hold these routes see theirs."""
+        kept = self.__dict__
+        self.__dict__ = dict(other.__dict__)
+        try:
+            yield
+        finally:
+            self.__dict__ = kept
 
     def on(self, device: torch.device) -> "Routes":
         """The same routes for layers that lie on another device, as those of a model spread over several do."""
