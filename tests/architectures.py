@@ -202,12 +202,13 @@ def table(outcomes: dict[Case, Outcome]) -> str:
     """The page of all outcomes."""
     lines = [
         "# Architectures that routed inference takes\n",
-        "Tiny random models: hidden size 16, two layers, three experts that differ from the base in every tensor. A batch",
-        "of four padded texts has four routes (soft, one-hot and nearly one-hot). It runs in batches of 4, 2 and 1, and is",
-        "compared with a dense merge for each text. Error and effect are the largest difference of a logit from the dense",
-        "merge, of the routed and of the shared model, as a share of the largest logit. An error above 1e-4 fails the",
-        "test. What is refused is refused by the first batch, before anything is scored.\n",
-        "Made by `PYTHONPATH=.:tests .venv/bin/python tests/architectures.py`; `tests/test_architectures.py` compares.\n",
+        "Tiny random models: hidden size 16, two layers, three experts that differ from the base in every tensor.",
+        "A batch of four padded texts has four routes: soft, one-hot and nearly one-hot. It runs in batches of 4, 2",
+        "and 1, and each text is compared with a dense merge. Error: the largest difference of a logit from the dense",
+        "merge, as a share of the largest logit. Effect: the same of the shared model, which has no parts. An error",
+        "above 1e-4 fails the test. What is refused is refused by the first batch, before anything is scored.\n",
+        "Made by `PYTHONPATH=.:tests .venv/bin/python tests/architectures.py`, checked by",
+        "`tests/test_architectures.py`.\n",
         "| architecture | model | works | error | effect | refused because |",
         "| --- | --- | --- | ---: | ---: | --- |",
     ]
