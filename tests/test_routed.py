@@ -415,6 +415,17 @@ def test_weights_below_zero_are_kept_and_others_replace_them_on_every_device():
             assert all(tensor.is_meta for tensor in held)
 
 
+def test_a_module_of_the_model_may_run_alone_with_one_route():
+    net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
+    expected = (net.embed.weight + dense(exclusive["1"]["embed.weight"]))[ids]
+    with attach(net, exclusive) as routes:
+        routes.weights = torch.tensor([[0.0, 1.0]])
+        torch.testing.assert_close(net.embed(ids), expected)
+        routes.weights = TWO
+        with pytest.raises(ValueError, match="the whole Net"):
+            net.embed(ids)
+
+
 def test_no_weights_are_an_error():
     net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
     with attach(net, exclusive), pytest.raises(ValueError, match="not set"):

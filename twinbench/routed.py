@@ -19,7 +19,7 @@ from twinbench.operations import check_batch
 from twinbench.per_route import by_route
 from twinbench.readers import Axes, Batch, check, learn
 from twinbench.routes import Routes
-from twinbench.varying import ROUTED, Source, Use, Varying, varying
+from twinbench.varying import MERGED, ROUTED, SHARED, Source, Use, Varying, varying
 
 _learned: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # a model is compared once, not for every merge
 
@@ -149,7 +149,7 @@ def _position_bias(encoder: nn.Module, source: Source, use: Use) -> Iterator[Non
         pairs = []
         with embedding.register_forward_pre_hook(lambda _, seen: pairs.append(seen[0])):
             bias = shared(x, *inputs, **named)  # samples * repeats, heads, queries, keys
-        if use.mode != ROUTED:
+        if use.mode in (SHARED, MERGED):
             return bias
         check_batch(source.name, len(x), use.routes)
         with torch.autocast(x.device.type, enabled=False):

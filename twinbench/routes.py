@@ -47,6 +47,7 @@ class Routes:
         columns = zip(*weights.tolist(), strict=True)  # on the host, once a batch: layers never wait for it
         taken = [[i for i, weight in enumerate(column) if not abs(weight) <= self.tolerance] for column in columns]
         self._weights, self._elsewhere, self._groups = weights.to(self.device, torch.float32), {}, []
+        self.batch = 1
         self.single = {t: _block(range(t, t + 1), taken, self._weights) for t in range(self.experts) if taken[t]}
         self.blocks = [_block(experts, taken, self._weights) for experts in _alike(taken)]
         if sum(block.weights.numel() for block in self.blocks) > DENSE * weights.numel():

@@ -158,7 +158,7 @@ def _call(func: Callable, args: tuple, kwargs: dict):
     def shared():
         return run(lambda source: source.shared)
 
-    if use.mode is None:
+    if use.mode is None and use.routes.weights is None:
         return shared()
     if sum(isinstance(item, Tensor) for item in flat) == 1:
         result = shared()
@@ -171,9 +171,11 @@ def _call(func: Callable, args: tuple, kwargs: dict):
     for source in (source for source in found if use.running and not source.handled):
         read = Read(tuple(use.running), *((operation.name, tuple(operation.x.shape)) if operation else (None, ())))
         use.reads.setdefault(source.name, []).append(read)
-    if use.mode == SHARED or (use.mode == ROUTED and all(source.handled for source in found)):
+    if use.mode is None and len(use.routes.weights) > 1:
+        raise ValueError(f"samples of different routes must run through the whole {use.model}, not a module of it")
+    if use.mode == SHARED or (use.mode != MERGED and all(source.handled for source in found)):
         return shared()
-    if use.mode == ROUTED and operation is not None:
+    if use.mode != MERGED and operation is not None:
         return operation.run(shared, use.routes)
     if len(use.routes.weights) > 1:
         raise unsupported(use.model, [source.name for source in found])
