@@ -29,8 +29,9 @@ from mutation.operators import Place, mutated, places
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
-NAMES = "plan suite_config identity signature source records routing routed routes router compress merged twin_merging"
-NAMES += " state_dict lora checkpoint metrics report/intervals report/blocks"
+NAMES = "plan suite_config identity signature source record records whole routing routed routes operations per_route"
+NAMES += " readers varying router compress merged twin_merging state_dict lora checkpoint metrics report/intervals"
+NAMES += " report/blocks"
 FILES = [*(f"twinbench/{name}.py" for name in NAMES.split()), "baselines/*.py"]
 SECONDS = 60.0  # of tests for one mutant, as long as they took when their lines were measured
 
