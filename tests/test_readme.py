@@ -2,16 +2,29 @@
 
 import re
 
+import pandas as pd
 from conftest import ROOT
 
+REPORTS = ROOT / "results" / "reference" / "reports"
 README = (ROOT / "README.md").read_text()
 
 
 def test_its_tables_are_those_of_the_reference_reports():
-    tables = [block for block in README.split("\n\n") if "[upper bound]" in block]
-    assert len(tables) == 3
-    for suite, table in zip(("demo", "glue_minilm", "generative_smollm"), tables, strict=True):
-        assert table in (ROOT / "results" / "reference" / "reports" / suite / "leaderboard.md").read_text(), suite
+    (table,) = [block for block in README.split("\n\n") if "[upper bound]" in block]
+    assert table in (REPORTS / "demo" / "leaderboard.md").read_text()
+
+
+def test_its_table_of_heads_is_that_of_the_reference_report():
+    merged, kept = (
+        pd.read_csv(file)
+        for file in sorted(REPORTS.glob("demo_head/strict*_normalized.csv"), key=lambda file: len(file.name))
+    )
+    (table,) = [block for block in README.split("\n\n") if "pooler in the head" in block]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert len(lines) == len(kept) == len(merged)
+    for method, in_head, in_encoder, cost in lines:
+        scores = [frame.set_index("method")["average"][method] for frame in (kept, merged)]
+        assert [in_head, in_encoder, cost] == [f"{score:.1f}" for score in (*scores, scores[0] - scores[1])], method
 
 
 def test_the_reference_report_is_made_of_the_reference_records(tmp_path):

@@ -50,7 +50,7 @@ CAPTIONS = {
 }
 
 PROTOCOLS = {
-    "strict": "Everything but the task's classification head is merged; the head is the gold task's.",
+    "strict": "Everything but the task's head is merged; the head is the gold task's.",
     "paper": "As the official Twin-Merging code: biases and heads stay the gold task's own.",
     "blind": "No task id anywhere: the router also picks the head. A row sent to another task's head is wrong; "
     "in a regression it counts as the mean training label.",
