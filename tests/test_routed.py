@@ -362,19 +362,32 @@ class Hidden(Net):
 
 
 class Mixed(Net):
-    """Looks at other samples, so a sample alone is not what it is in a batch."""
+    """Looks at other samples, so a sample alone is not what it is in a batch; alone it may be no number at all."""
+
+    statistic = torch.mean
 
     def forward(self, ids):
         x = self.embed(ids)
-        return self.down(self.norm(x + x.mean(0, keepdim=True)))
+        return self.down(self.norm(x + type(self).statistic(x, 0, keepdim=True)))
 
 
-@pytest.mark.parametrize("kind", [Hidden, lambda: Mixed(nn.LayerNorm(8))], ids=["Hidden", "Mixed"])
+class Spread(Mixed):
+    statistic = torch.std
+
+
+@pytest.mark.filterwarnings("ignore:std")
+@pytest.mark.parametrize(
+    "kind", [Hidden, lambda: Mixed(nn.LayerNorm(8)), lambda: Spread(nn.LayerNorm(8))], ids=["Hidden", "Mixed", "Spread"]
+)
 def test_what_would_be_silently_wrong_is_refused(kind):
     torch.manual_seed(0)
     net = kind().eval().requires_grad_(False)
     exclusive, before = random_parts(net, (2, 3), 0.5), {n: p.clone() for n, p in net.named_parameters()}
-    match = "up.weight" if isinstance(net, Hidden) else r"does not support Mixed: .* differ from the dense merge by"
+    match = (
+        "up.weight"
+        if isinstance(net, Hidden)
+        else r"does not support (Mixed|Spread): .* differ from the dense merge by"
+    )
     with attach(net, exclusive) as routes:
         routes.weights = TWO
         with pytest.raises(ValueError, match=match):

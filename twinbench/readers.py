@@ -141,7 +141,7 @@ def check(model: nn.Module, run: Callable, batch: Batch, use: Use, sources: list
     for at, alone in enumerate(expected):
         for path, tensor in alone.items():
             mine, plain = (_sample(results[mode][path], at, tensor) for mode in (ROUTED, SHARED))
-            error = max(error, _largest(mine - tensor))
+            error = max(error, _difference(mine, tensor))
             effect = max(effect, _largest(plain - tensor))
             largest = max(largest, _largest(tensor))
     device, dtype = sources[0].shared.device.type, sources[0].shared.dtype
@@ -225,4 +225,12 @@ def _sample(both: Tensor, at: int, like: Tensor) -> Tensor:
 
 
 def _largest(tensor: Tensor) -> float:
-    return tensor.float().nan_to_num(0.0).abs().max().item() if tensor.numel() else 0.0
+    """The largest finite magnitude."""
+    return tensor.float().nan_to_num(0.0, 0.0, 0.0).abs().max().item() if tensor.numel() else 0.0
+
+
+def _difference(tensor: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors; infinite where only one of them is, or is not a number."""
+    same = (tensor == other) | (tensor.isnan() & other.isnan())
+    apart = (tensor.float() - other.float())[~same].abs().nan_to_num(nan=torch.inf)
+    return apart.max().item() if apart.numel() else 0.0
