@@ -37,6 +37,7 @@ def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
         ("suite.merged=[trec,sms] router=oracle", "method=twin_merging goes by the known task, and no expert"),
         ("method@shared=individual", "method@shared=individual: the shared expert needs a static method"),
         ("split=dev", "unknown split 'dev'"),
+        ("suite=glue_roberta", "is read at commits .*suite.revision=COMMIT of lu-vae/roberta-glue"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(overrides, words):
