@@ -184,7 +184,7 @@ def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], seed
         basis = remembered_basis(assets.cache_dir() / "factors", pick_device(config["device"]))
         merge = functools.partial(merge, basis=basis)
     shared = make_method(cfg, config, names, seed, "shared") if "shared" in takes.arguments else None
-    values |= {"shared": shared.identity} if shared else {}
+    values |= {"_target_": config[group]["_target_"]} | ({"shared": shared.identity} if shared else {})
     return Method(f"{names[group]} {json.dumps(values, sort_keys=True)}", merge, takes.route, shared)
 
 

@@ -65,6 +65,18 @@ def test_a_plan_tells_runs_apart_that_differ_in_their_router(bench, capsys):
     assert "router.layer=1" in first and "router.layer=2" in second
 
 
+def test_methods_of_one_name_and_other_code_do_not_share_a_merge(bench, monkeypatch):
+    code = "from twinbench.merged import Merged\n\n\ndef merge(base, experts):\n    return Merged(base)\n"
+    (bench.results / "base_alone.py").write_text(code)
+    monkeypatch.syspath_prepend(bench.results)
+    for overrides in ([], ["method._target_=base_alone.merge", "allow=[base_alone]"]):
+        assert bench("method=average", *overrides) == "ok"
+    average, base = (
+        primary(bench.results, run_id=run_id) for run_id in {r["run_id"]: 0 for r in rows_of(bench.results)}
+    )
+    assert average["size"] != base["size"]
+
+
 def test_a_run_leaves_complete_records_and_predictions(bench, capsys):
     assert bench("method=twin_merging") == "ok"
     rows = records.read(bench.results)
