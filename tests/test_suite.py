@@ -116,6 +116,20 @@ def test_a_base_needs_a_pooler_only_where_that_is_merged(copy):
         opened(copy, head="classifier")
 
 
+@pytest.mark.parametrize("head", ["pooler", "classifier"])
+def test_a_pooler_that_no_classifier_of_the_architecture_uses_is_nobodys(copy, head):
+    """RoBERTa's base has one, and its classifiers have that layer in their head."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.RobertaConfig(vocab_size=44, max_position_embeddings=40, pad_token_id=0, **sizes)
+    transformers.RobertaModel(config).save_pretrained(copy / "base")
+    for task, classes in CLASSES.items():
+        config.num_labels = len(classes or "1")
+        transformers.RobertaForSequenceClassification(config).save_pretrained(copy / "experts" / task)
+    suite = opened(copy, head)
+    assert not any(map(in_pooler, suite.base)) and suite.base.keys() == suite.experts["size"].keys()
+    assert len(suite.heads["size"]) == 4
+
+
 @pytest.mark.parametrize("kind", ["Bert", "Albert", "BigBird", "Electra", "Roberta", "MPNet", "DistilBert"])
 def test_only_a_pooler_stands_above_the_hidden_states(kind):
     """The rule that finds the head by name, against the gradients of a real model of each architecture."""

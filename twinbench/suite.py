@@ -78,7 +78,7 @@ def open_suite(
     own = [name for name in names if head == "classifier" or not in_pooler(name)]
     found = read_checkpoint(base_folder), layout(base_folder)
     whole, all_entries = bare(*found, prefix, own, f"base ({base_folder})")
-    cut = encoder if head == "pooler" else lambda *bare_model: bare_model
+    cut = (lambda *bare_model: bare_model) if any(map(in_pooler, own)) else encoder
     base, reference = cut(whole, all_entries)
     check_finite(base, "base")
     weights, heads = {}, {}
