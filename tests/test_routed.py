@@ -349,6 +349,25 @@ def test_a_weight_that_is_read_elsewhere_and_a_sequence_first_layout():
         assert torch.equal(net(ids[:1], cache_position=torch.arange(6)), net(ids[:1]))
 
 
+class Pieces(Net):
+    """Uses a weight whole, and again in pieces and as a number, none of which is a tensor of its own."""
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        pieces = [x @ piece.T for piece in self.embed.weight.chunk(3)]
+        return torch.cat([*pieces, self.down(self.norm(self.up(x))) * self.norm.weight.max().item()], -1)
+
+
+def test_a_weight_that_is_used_in_pieces_keeps_its_parts():
+    torch.manual_seed(0)
+    net = Pieces(nn.LayerNorm(8)).eval().requires_grad_(False)
+    exclusive, ids = random_parts(net, (2, 3), 0.5), torch.randint(9, (4, 6))
+    expected = alone(net, exclusive, TWO, ids)
+    with attach(net, exclusive) as routes:
+        routes.weights = TWO
+        torch.testing.assert_close(net(ids), expected, atol=1e-4, rtol=1e-4)
+
+
 class Hidden(Net):
     """Computes with a copy of a weight that no operation is asked for."""
 

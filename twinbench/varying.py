@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from twinbench.compress import LowRank, Part, dense
 from twinbench.operations import known
@@ -162,8 +163,8 @@ def _call(func: Callable, args: tuple, kwargs: dict):
         return shared()
     if sum(isinstance(item, Tensor) for item in flat) == 1:
         result = shared()
-        if not isinstance(result, Tensor):
-            return result  # a shape, a dtype, a device
+        if not any(isinstance(leaf, Tensor | float) for leaf in tree_leaves(result)):
+            return result  # a shape, a dtype, a device: no number of the parameter
         later = _later(func, args, kwargs)
         if later is not None:
             return later
