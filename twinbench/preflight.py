@@ -209,11 +209,14 @@ def _mapping(key: str, value: object, example: str = "") -> None:
 
 def _positions(base: Mapping) -> int | None:
     """How many tokens the base has positions for, where its configuration is on this machine."""
-    path = assets.found(base)
+    path = None if assets.unpinned(base) else assets.found(base)  # the plan names all commits that lack, at once
     file = path / "config.json" if path and path.is_dir() else None
     if file is None or not file.exists():
         return None
-    config = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        config = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: not a model's configuration, which is a JSON object ({error})") from error
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions and config.get("model_type") in OFFSET:  # their first positions are those of padding
         positions -= (config.get("pad_token_id") or 0) + 1
