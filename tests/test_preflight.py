@@ -145,6 +145,7 @@ def test_bad_values_of_a_run(family, override, words):
         ("suite.base=x", "suite.base must map keys to values such as {path: DIR}, got 'x'"),
         ("suite.checkpoints.size=x", "suite.checkpoints.size must map keys to values such as {path: DIR}, got 'x'"),
         ("suite.name=../../..", "suite.name '../../..' is no name"),
+        ("suite.name=null", "suite.name None is no name"),
         ("suite.name=/etc", "suite.name '/etc' is no name"),
         ("suite.name=.hidden", "suite.name '.hidden' is no name"),
         ("+suite.tasks={../../t: {}}", "task '../../t' is no name"),

@@ -28,7 +28,7 @@ from twinbench import assets, preflight, targets
 from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
 from twinbench.checkpoint import write_weights
 from twinbench.merged import Merged
-from twinbench.mistakes import MISTAKES, one_line
+from twinbench.mistakes import MISTAKES, check_name, one_line
 from twinbench.pretrained import copied, new_model
 from twinbench.signature import Signature, checked_signature, hyperparameters
 from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
@@ -93,7 +93,7 @@ def check(config: Mapping, name: str) -> Signature:
     if not isinstance(experts, dict) or not experts:
         raise ValueError(f"experts must map names to sources, experts='{{a: DIR, b: DIR}}'; got {experts!r}")
     for expert, where in {"base": config["base"], **experts}.items():
-        preflight.check_name("expert", expert)
+        check_name("expert", expert)
         if not isinstance(where, str | dict) or not where:
             raise ValueError(f"{expert} must be a folder or a source such as {{path: DIR}}, got {where!r}")
     if "base" in experts:

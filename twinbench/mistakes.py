@@ -1,12 +1,14 @@
 """Errors that are the user's own to mend: they are told in one line, without a traceback."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 MISTAKES = (ValueError, OSError, OmegaConfBaseException, HydraException)
+NAME = re.compile(r"\w[\w.-]*")  # of what becomes the name of a file or folder
 
 
 def one_line(error: BaseException) -> str:
@@ -42,6 +44,13 @@ def one_of(what: str, given: str, known: Iterable[str]) -> None:
     known = list(known)
     if given not in known:
         raise ValueError(unknown(what, given, known))
+
+
+def check_name(what: str, name: object) -> None:
+    """Raise ValueError unless a name can be that of a file or folder inside another one."""
+    if name is None or not NAME.fullmatch(str(name)):
+        wanted = "letters, digits, _, - and ., and begins with no - or ."
+        raise ValueError(f"{what} {name!r} is no name: files are called by it, so it is of {wanted}")
 
 
 def unknown(what: str, given: str, known: Iterable[str], otherwise: str = "") -> str:

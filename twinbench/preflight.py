@@ -12,11 +12,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from twinbench import assets, plan, processes, records, targets
-from twinbench.mistakes import MISTAKES, one_line, one_of
+from twinbench.mistakes import MISTAKES, check_name, one_line, one_of
 from twinbench.signature import checked_signature, hyperparameters
 from twinbench.suite_config import generative, narrowed
 
-NAME = re.compile(r"\w[\w.-]*")  # of what becomes the name of a file or folder
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 WANDB = ("offline", "online", "disabled")
 SEEDS = 2**32  # numpy takes no larger ones
@@ -88,7 +87,8 @@ def check(config: Mapping, names: Mapping[str, str]) -> None:
         if not isinstance(leaf, Mapping) or "_target_" not in leaf:
             raise ValueError(f"{group} must be one of the choices of python run.py --help, got {leaf!r}")
     targets.check(config, config["allow"])
-    check_name("experiment", names["experiment"])
+    if names["experiment"]:
+        check_name("experiment", names["experiment"])
     for group in ("method", "shared"):
         checked_signature(names[group], config[group])
         targets.check_kinds(group, hyperparameters(config[group]), targets.arguments(config[group]["_target_"]))
@@ -144,12 +144,6 @@ def suite(config: Mapping) -> None:
             key = f"suite.tasks.{name}.max_length"
             raise ValueError(f"{key} must be at most {positions}, the base's positions, got {spec['max_length']}")
     _recipes(config, kind)
-
-
-def check_name(what: str, name: object) -> None:
-    """Raise ValueError unless a name can be that of a file; None passes."""
-    if name is not None and not NAME.fullmatch(str(name)):
-        raise ValueError(f"{what} {name!r} is no name: files are called by it, so it is of letters, digits, _, - and .")
 
 
 def check_seed(key: str, value: object) -> None:

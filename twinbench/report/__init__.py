@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twinbench.mistakes import NAME, check_name
+
 if TYPE_CHECKING:
     from twinbench.report.blocks import Block
     from twinbench.report.sections import Section
@@ -47,7 +49,7 @@ def make(
     from twinbench.report import blocks, files, read
 
     which, name = ("suite", suite) if experiment is None else ("experiment", experiment)
-    files.check_name(which, name)
+    check_name(which, name)
     mine = read.chosen(results_dir, suite, experiment)
     found = blocks.blocks(mine)
     _check_reference(found, reference)
@@ -94,8 +96,6 @@ def _check_reference(found: "list[Block]", reference: str) -> None:
 
 def _caveats(results_dir: Path, rows: list[dict]) -> list[str]:
     """What people wrote about the suites that the records are of, a paragraph each."""
-    from twinbench.report.files import NAME
-
     suites = [suite for suite in dict.fromkeys(row["suite"] for row in rows) if suite and NAME.fullmatch(suite)]
     files = [results_dir / "caveats" / f"{suite}.md" for suite in suites]
     texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]

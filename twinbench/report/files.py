@@ -3,18 +3,11 @@
 import re
 from pathlib import Path
 
+from twinbench.mistakes import NAME
 from twinbench.whole import new_file
 
-NAME = re.compile(r"\w[\w.-]*")
-FILE = re.compile(r"(figures/)?\w[\w.-]*")
+FILE = re.compile(rf"(figures/)?{NAME.pattern}")
 MANIFEST = "manifest.txt"  # what the last report wrote, a path a line
-
-
-def check_name(setting: str, name: str) -> None:
-    """Raise ValueError unless ``name`` can be that of a folder inside another one."""
-    if not NAME.fullmatch(name):
-        wanted = "letters, digits, '_', '-' and '.', the first a letter, a digit or '_'"
-        raise ValueError(f"{setting}={name!r} names no report: a name is of {wanted}")
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
