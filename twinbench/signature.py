@@ -34,16 +34,12 @@ def signature(target: str) -> Signature:
     Raises:
         ValueError: there is no such module, function or class, or ``DRAWS`` names no argument of it.
     """
-    module, _, name = target.rpartition(".")
-    file = source.located(module)
-    arguments, constants = None, {"ROUTE": None, "DRAWS": None}
-    for node in source.parsed(file).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            arguments = dict(_parameters(node.args) if isinstance(node, ast.FunctionDef) else _fields(node))
+    own, module = source.definition(target), target.rpartition(".")[0]
+    arguments = dict(_parameters(own.args) if isinstance(own, ast.FunctionDef) else _fields(own))
+    constants = {"ROUTE": None, "DRAWS": None}
+    for node in source.parsed(source.located(module)).body:
         if isinstance(node, ast.Assign) and (known := ast.unparse(node.targets[0])) in constants:
             constants[known] = ast.literal_eval(node.value)
-    if arguments is None:
-        raise ValueError(f"_target_={target}: {file} has no function or class {name}")
     for key in constants["DRAWS"] or ():
         one_of(f"hyperparameter in DRAWS of {module}", key, arguments)
     return Signature(frozenset(arguments), _literals(arguments), constants["ROUTE"], constants["DRAWS"])

@@ -59,6 +59,23 @@ def parsed(file: Path) -> ast.Module:
         raise ValueError(f"{file}, line {error.lineno}: not Python ({error.msg})") from error
 
 
+def definition(target: str) -> ast.FunctionDef | ast.ClassDef:
+    """The function or class that a module defines, of ``MODULE.NAME``.
+
+    Raises:
+        ValueError: there is no such module, or it does not define that name itself.
+    """
+    module, _, name = target.rpartition(".")
+    file = location(module)
+    if file is None:
+        raise ValueError(f"_target_={target}: there is no Python module {module}")
+    kinds = ast.FunctionDef | ast.ClassDef
+    found = [node for node in parsed(file).body if isinstance(node, kinds) and node.name == name]
+    if not found:
+        raise ValueError(f"_target_={target}: {file} has no function or class {name}")
+    return found[-1]
+
+
 def located(module: str) -> Path:
     """The file of a module.
 

@@ -85,20 +85,14 @@ def arguments(target: str) -> Mapping[str, Argument]:
     Raises:
         ValueError: there is no such module, or it does not define that name itself.
     """
-    module, _, name = target.rpartition(".")
-    file = source.location(module)
-    if file is None:
-        raise ValueError(f"_target_={target}: there is no Python module {module}")
-    for node in source.parsed(file).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            plain, lacking = node.args.args, len(node.args.args) - len(node.args.defaults)
-            defaults = [*[None] * lacking, *node.args.defaults, *node.args.kw_defaults]
-            given = zip([*plain, *node.args.kwonlyargs], defaults, strict=True)
-            return {arg.arg: Argument(_kind(arg.annotation), default is None) for arg, default in given}
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
-            return {field.target.id: Argument(_kind(field.annotation), field.value is None) for field in fields}
-    raise ValueError(f"_target_={target}: {file} has no function or class {name}")
+    node = source.definition(target)
+    if isinstance(node, ast.ClassDef):
+        fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
+        return {field.target.id: Argument(_kind(field.annotation), field.value is None) for field in fields}
+    plain, lacking = node.args.args, len(node.args.args) - len(node.args.defaults)
+    defaults = [*[None] * lacking, *node.args.defaults, *node.args.kw_defaults]
+    given = zip([*plain, *node.args.kwonlyargs], defaults, strict=True)
+    return {arg.arg: Argument(_kind(arg.annotation), default is None) for arg, default in given}
 
 
 def check_values(place: str, values: Mapping[str, object], known: Mapping[str, Argument]) -> None:
