@@ -209,8 +209,8 @@ def _skeleton(folder: Path, labels: int) -> nn.Module:
         return _classifier(folder, labels)
 
 
-def _head(state: StateDict, entries: Layout, skeleton: nn.Module, encoder: Layout, who: str, task: Task) -> StateDict:
-    """A checkpoint's head: what the task's classifier has beside its encoder.
+def _head(state: StateDict, entries: Layout, skeleton: nn.Module, merged: Layout, who: str, task: Task) -> StateDict:
+    """A checkpoint's head: what the task's classifier has beside what is merged.
 
     A pooler that the checkpoint has and the classifier does not use is left out.
     """
@@ -218,7 +218,7 @@ def _head(state: StateDict, entries: Layout, skeleton: nn.Module, encoder: Layou
 
     def above(name: str) -> bool:
         bare_name = name.removeprefix(prefix)
-        return bare_name == name or (in_pooler(bare_name) and bare_name not in encoder)
+        return bare_name == name or (in_pooler(bare_name) and bare_name not in merged)
 
     wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if above(name)}
     found = {name: shape for name, (_, shape) in entries.items() if above(name)}
