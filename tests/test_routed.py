@@ -358,9 +358,18 @@ class Pieces(Net):
         return torch.cat([*pieces, self.down(self.norm(self.up(x))) * self.norm.weight.max().item()], -1)
 
 
-def test_a_weight_that_is_used_in_pieces_keeps_its_parts():
+class Named(Net):
+    """Gives weights by their argument's name."""
+
+    def forward(self, ids):
+        x = nn.functional.embedding(ids, weight=self.embed.weight)
+        return self.down(self.norm(nn.functional.linear(x, weight=self.up.weight, bias=self.up.bias)))
+
+
+@pytest.mark.parametrize("kind", [Pieces, Named])
+def test_a_weight_keeps_its_parts_however_it_is_given(kind):
     torch.manual_seed(0)
-    net = Pieces(nn.LayerNorm(8)).eval().requires_grad_(False)
+    net = kind(nn.LayerNorm(8)).eval().requires_grad_(False)
     exclusive, ids = random_parts(net, (2, 3), 0.5), torch.randint(9, (4, 6))
     expected = alone(net, exclusive, TWO, ids)
     with attach(net, exclusive) as routes:

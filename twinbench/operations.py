@@ -38,9 +38,9 @@ def known(func: Callable, args: tuple, kwargs: dict) -> Known | None:
         func, args, kwargs: as ``__torch_function__`` gets them.
     """
     if func is F.embedding:
-        return _product("embedding", *args[:2], None, False)
+        return _product("embedding", *_given(args, kwargs, "input", "weight"), None, False)
     if func is F.linear:
-        return _product("linear", *(*args, kwargs.get("bias"))[:3], False)
+        return _product("linear", *_given(args, kwargs, "input", "weight", "bias"), False)
     if func is torch.addmm and len(args) == 3 and not kwargs:
         return _product("linear", *(args[at] for at in (1, 2, 0)), True)
     if func in (Tensor.matmul, torch.matmul) and len(args) == 2:
@@ -56,6 +56,12 @@ def known(func: Callable, args: tuple, kwargs: dict) -> Known | None:
 
 def varies(value) -> bool:
     return hasattr(value, "source")
+
+
+def _given(args: tuple, kwargs: dict, *names: str) -> list:
+    """A function's first arguments, by position or by name; None where there is none."""
+    found = dict(zip(names, args, strict=False)) | kwargs
+    return [found.get(name) for name in names]
 
 
 def _product(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Known | None:
