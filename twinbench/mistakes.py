@@ -49,7 +49,7 @@ def one_of(what: str, given: str, known: Iterable[str]) -> None:
 def check_name(what: str, name: object) -> None:
     """Raise ValueError unless a name can be that of a file or folder inside another one."""
     if name is None or not NAME.fullmatch(str(name)):
-        wanted = "letters, digits, _, - and ., and begins with no - or ."
+        wanted = "letters, digits, _, - and ., the first no - or ."
         raise ValueError(f"{what} {name!r} is no name: files are called by it, so it is of {wanted}")
 
 
