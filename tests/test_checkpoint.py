@@ -179,6 +179,14 @@ def test_shards_of_no_bytes_are_refused(tmp_path, entries):
         write_checkpoint(tmp_path / "out", MIXED, entries, shard_bytes=0, metadata={})
 
 
+@pytest.mark.parametrize(("shard_bytes", "files"), [(17, 1), (16, 2)])
+def test_a_shard_holds_so_many_bytes_and_none_more(tmp_path, shard_bytes, files):
+    state = {"wide": torch.zeros(4), "narrow": torch.zeros(1, dtype=torch.uint8)}
+    entries = {"wide": ("F32", (4,)), "narrow": ("U8", (1,))}
+    write_checkpoint(tmp_path / "out", state, entries, shard_bytes=shard_bytes, metadata={})
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == files
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [

@@ -544,6 +544,9 @@ def test_an_lm_eval_file_counts_with_what_it_includes_and_calls(tmp_path):
         written(**{"base.yaml": ("output_type", "include: base.yaml\noutput_type")})
     with pytest.raises(ValueError, match=r"task\.yaml: not YAML"):
         written(**{"task.yaml": ("task: mine", "task: [mine")})
+    (tmp_path / "list.yaml").write_text("[mine]")
+    with pytest.raises(ValueError, match=r"list\.yaml: an lm-eval task is a mapping, got list"):
+        task_identity({"lm_eval": str(tmp_path / "list.yaml"), "sources": {}})
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.yaml"):
         task_identity({"lm_eval": "none.yaml", "sources": {}})
 
