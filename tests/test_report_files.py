@@ -174,3 +174,11 @@ def test_suite_that_only_failed_still_has_a_report(tmp_path):
     report = make(tmp_path, suite="toy")
     assert list(report["tables"]) == ["strict_failed"] and report["figures"] == {}
     assert "no message" in (report["folder"] / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["caveats/toy.md", "reports/toy/manifest.txt"])
+def test_a_file_that_is_no_text_is_named(results, name):
+    (results / name).parent.mkdir(parents=True)
+    (results / name).write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=f"{name}: not a text in UTF-8"):
+        make(results, suite="toy")

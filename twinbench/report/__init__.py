@@ -96,9 +96,10 @@ def _check_reference(found: "list[Block]", reference: str) -> None:
 
 def _caveats(results_dir: Path, rows: list[dict]) -> list[str]:
     """What people wrote about the suites that the records are of, a paragraph each."""
+    from twinbench.report import files
+
     suites = [suite for suite in dict.fromkeys(row["suite"] for row in rows) if suite and NAME.fullmatch(suite)]
-    files = [results_dir / "caveats" / f"{suite}.md" for suite in suites]
-    texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
+    texts = [files.text(results_dir / "caveats" / f"{suite}.md") for suite in suites]
     return [" ".join(paragraph.split()) for whole in texts for paragraph in whole.split("\n\n") if paragraph.strip()]
 
 

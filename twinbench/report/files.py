@@ -33,11 +33,21 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
     _list(folder, files.keys())
 
 
+def text(path: Path) -> str:
+    """A file's text; empty where there is no file.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8 ({error})") from error
+
+
 def _listed(folder: Path) -> set[str]:
     """What the last report wrote, by its list."""
-    manifest = folder / MANIFEST
-    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []
-    return {line for line in lines if FILE.fullmatch(line)}
+    return {line for line in text(folder / MANIFEST).splitlines() if FILE.fullmatch(line)}
 
 
 def _list(folder: Path, names: set[str]) -> None:
