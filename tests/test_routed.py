@@ -469,8 +469,11 @@ def test_a_module_of_the_model_may_run_alone_with_one_route():
 
 def test_no_weights_are_an_error():
     net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
-    with attach(net, exclusive), pytest.raises(ValueError, match="not set"):
-        net(ids)
+    shared = net.embed(ids)
+    with attach(net, exclusive):
+        assert torch.equal(net.embed(ids), shared), "outside of a forward the parameters are the shared ones"
+        with pytest.raises(ValueError, match="not set"):
+            net(ids)
 
 
 @pytest.mark.parametrize(
