@@ -423,6 +423,41 @@ def test_what_would_be_silently_wrong_is_refused(kind):
     assert all(torch.equal(parameter, before[name]) for name, parameter in net.named_parameters())
 
 
+class Picking(Net):
+    """Two experts of plain layers, each on the tokens that go to it."""
+
+    def __init__(self):
+        super().__init__(nn.LayerNorm(8))
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, ids):
+        x, mixed = self.embed(ids), torch.zeros(*ids.shape, 8)
+        for which, expert in enumerate(self.experts):
+            mixed[ids % 2 == which] = expert(x[ids % 2 == which])
+        return self.down(self.norm(mixed))
+
+
+@pytest.mark.parametrize(
+    "first", [[[0, 2, 1, 3], [4, 6, 5, 7]], [[0, 2, 4, 6], [2, 4, 6, 0]]], ids=["as many tokens", "all tokens"]
+)
+def test_tokens_that_a_model_picks_never_take_the_route_of_another_sample(first):
+    """The first batch picks equally many tokens of each sample, which looks like samples; the second does not."""
+    torch.manual_seed(0)
+    net = Picking().eval().requires_grad_(False)
+    exclusive, two = random_parts(net, (2, 3), 0.5), torch.eye(2)
+    batches = [torch.tensor(ids) for ids in (first, [[0, 2, 4, 1], [1, 3, 5, 0]])]
+    expected = [alone(net, exclusive, two, ids) for ids in batches]
+    with attach(net, exclusive) as routes:
+        for ids, wanted in zip(batches, expected, strict=True):
+            routes.weights = two
+            try:
+                found = net(ids)
+            except ValueError as error:
+                assert "which are no samples and not all of their tokens" in str(error)
+            else:
+                torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
 class Cached(Net):
     def forward(self, ids, cache=None):
         return self.odd(self.embed(ids), cache)

@@ -89,10 +89,19 @@ def _product(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, transpos
 
 
 def check_batch(name: str, batch: int, routes: Routes) -> None:
-    if batch % len(routes.weights):
+    """Refuse an input whose rows are not the samples: each once, or each of its tokens.
+
+    Tokens that a model picks from several samples would take the routes of others.
+    """
+    samples = len(routes.weights)
+    if batch % samples:
         raise ValueError(
-            f"{name} sees a batch of {batch}, "
-            f"which is no multiple of the {len(routes.weights)} samples in routes.weights"
+            f"{name} sees a batch of {batch}, which is no multiple of the {samples} samples in routes.weights"
+        )
+    if samples > 1 and batch not in {routes.batch * length for length in routes.lengths}:
+        raise ValueError(
+            f"{name} sees {batch} rows of a batch of {routes.batch}, which are no samples and not all of their tokens; "
+            "what works: experts that are equal in it, or batch_size=1"
         )
 
 

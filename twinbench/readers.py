@@ -32,6 +32,7 @@ class Batch:
         self.args, self.kwargs = args, kwargs
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 1]
         self.rows = max((len(tensor) for tensor in tensors), default=1)
+        self.lengths = {1, *(tensor.shape[1] for tensor in tensors)}
 
     def only(self, rows: list[int]) -> "Batch":
         """Some rows, with a copy of their cache."""
@@ -71,9 +72,9 @@ def learn(model: nn.Module, run: Callable, batch: Batch, use: Use) -> dict[str, 
     for name, alone in reads.items():
         both = both_reads.get(name, [])
         uses = zip(alone, both, strict=True) if len(alone) == len(both) else ()
-        slow = [read for read, again in uses if not _on_samples(read, again)] if uses else alone
+        slow = [read for read, again in uses if not _on_samples(read, again, batch.lengths)] if uses else alone
         for read in slow:
-            axes = {around: _axes(calls[around], both_calls.get(around, [])) for around in read.modules}
+            axes = {around: _axes(calls[around], both_calls.get(around, []), batch.lengths) for around in read.modules}
             inner = next((around for around in reversed(read.modules) if axes[around]), None)
             if inner is None:
                 raise unsupported(use.model, [name])
@@ -186,15 +187,23 @@ def leaves(values) -> list[tuple[str, object]]:
     return [(keystr(path), leaf) for path, leaf in tree_leaves_with_path(values, is_leaf=is_cache)]
 
 
-def _on_samples(alone: Read, both: Read) -> bool:
-    """Whether a known operation used a parameter on an input of samples first, or of position ids for all of them."""
+def _on_samples(alone: Read, both: Read, lengths: set[int]) -> bool:
+    """Whether a known operation used a parameter on an input of samples first, or of position ids for all of them.
+
+    A sample is one row of the input or one for each of its tokens. Another number are tokens that the model picks.
+    """
     given_once = alone.operation == "embedding" and alone.shape == both.shape and alone.shape[0] == 1
     known = alone.operation is not None and alone.operation == both.operation
-    return known and (given_once or _axis(alone.shape, both.shape) == 0)
+    return known and (given_once or (_axis(alone.shape, both.shape) == 0 and alone.shape[0] in lengths))
 
 
-def _axes(alone: list[tuple[Shapes, Shapes]], both: list[tuple[Shapes, Shapes]]) -> tuple[Axes, Axes] | None:
-    """The samples' axes in what a module is given and gives, the same in all its calls; None where it sees none."""
+def _axes(
+    alone: list[tuple[Shapes, Shapes]], both: list[tuple[Shapes, Shapes]], lengths: set[int]
+) -> tuple[Axes, Axes] | None:
+    """The samples' axes in what a module is given and gives, the same in all its calls; None where it sees none.
+
+    As in `_on_samples`, a sample has one place on its axis or one for each of its tokens.
+    """
     found: tuple[Axes, Axes] = {}, {}
     if len(alone) != len(both):
         return None
@@ -205,6 +214,8 @@ def _axes(alone: list[tuple[Shapes, Shapes]], both: list[tuple[Shapes, Shapes]])
             for path, shape in shapes.items():
                 axis = _axis(shape, others[path])
                 if axis == -1 or axes.setdefault(path, axis) != axis:
+                    return None
+                if axis is not None and shape[axis] not in lengths:
                     return None
     return found if any(axis is not None for axis in found[0].values()) else None
 

@@ -101,8 +101,9 @@ def _routed(model: nn.Module, sources: list[Source], use: Use, stack: ExitStack)
         batch, routes = Batch(args, kwargs), use.routes
         if routes.weights is None:
             raise ValueError("routes.weights are not set")
+        routes.batch, routes.lengths = batch.rows, batch.lengths
         check_batch(use.model, batch.rows, routes)
-        routes.batch, groups = batch.rows, routes.groups()
+        groups = routes.groups()
         one = routes.narrowed(groups[0][1]) if len(groups) == 1 else nullcontext()
         key = names, len(groups) > 1
         with one, use.giving(ROUTED):

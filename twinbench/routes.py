@@ -29,7 +29,7 @@ class Routes:
 
     def __init__(self, experts: int, tolerance: float, device: torch.device):
         self.experts, self.tolerance, self.device = experts, tolerance, device
-        self.batch = 1  # of the model's inputs
+        self.batch, self.lengths = 1, {1}  # rows of the model's inputs, and how many tokens each may have
         self._weights, self._groups = None, []
 
     @property
@@ -56,7 +56,7 @@ class Routes:
     def of(self, weights: Tensor, batch: int, tolerance: float | None = None) -> "Routes":
         """Routes of other weights, for a batch of so many rows."""
         other = Routes(self.experts, self.tolerance if tolerance is None else tolerance, self.device)
-        other.weights, other.batch = weights, batch
+        other.weights, other.batch, other.lengths = weights, batch, self.lengths
         return other
 
     def groups(self) -> list[tuple[Tensor, "Routes"]]:

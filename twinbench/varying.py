@@ -177,7 +177,7 @@ def _call(func: Callable, args: tuple, kwargs: dict):
     if use.mode == SHARED or (use.mode != MERGED and all(source.handled for source in found)):
         return shared()
     if use.mode != MERGED and operation is not None:
-        return operation.run(shared, use.routes)
+        return operation.run(shared, use.routes) if operation.x.numel() else shared()  # an expert may get no token
     if len(use.routes.weights) > 1:
         raise unsupported(use.model, [source.name for source in found])
     return run(Source.merged)
