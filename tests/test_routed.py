@@ -345,6 +345,8 @@ def test_a_weight_that_is_read_elsewhere_and_a_sequence_first_layout():
         for rows in ([0, 1, 2, 3], [0, 1], [3]):
             routes.weights = TWO[rows]
             torch.testing.assert_close(net(ids[rows]), expected[rows], atol=1e-4, rtol=1e-4)
+            positions = torch.arange(6)  # a vector is no batch, also where it is longer
+            assert torch.equal(net(ids[rows], cache_position=positions), net(ids[rows]))
         routes.weights = TWO[:1]
         assert torch.equal(net(ids[:1], cache_position=torch.arange(6)), net(ids[:1]))
 
