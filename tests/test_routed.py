@@ -12,6 +12,7 @@ from baselines import task_arithmetic
 from twinbench import twin_merging
 from twinbench.compress import LowRank, basis, dense
 from twinbench.merged import Merged, materialize
+from twinbench.per_route import _joined
 from twinbench.routed import attach
 from twinbench.state_dict import read_checkpoint
 
@@ -458,6 +459,15 @@ def test_tokens_that_a_model_picks_never_take_the_route_of_another_sample(first)
                 assert "which are no samples and not all of their tokens" in str(error)
             else:
                 torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_what_no_sample_owns_is_joined_only_where_all_routes_agree():
+    same, other = torch.ones(2, 3), torch.zeros(2, 3)
+    sizes, order = [1, 1, 1], torch.arange(3)
+    assert torch.equal(_joined("m: x", [same, same.clone(), same.clone()], None, sizes, order), same)
+    for pieces in ([same, same, other], [same, other, same]):
+        with pytest.raises(ValueError, match="m: x, which differs between routes and has no samples"):
+            _joined("m: x", pieces, None, sizes, order)
 
 
 class Cached(Net):
