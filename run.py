@@ -1,6 +1,6 @@
 """Run one configuration of the benchmark and write down its records; `-m` or an experiment sweeps many."""
 
-from twinbench.ending import ended_well, importing
+from twinbench.ending import ended_well, importing, interrupt_first
 
 if __name__ == "__main__":
     importing()
@@ -40,7 +40,8 @@ def main(cfg: DictConfig) -> dict[str, str]:
     """Run a composed configuration. In a sweep a failure is a record and a return value; alone it is the exit code."""
     job, alone = HydraConfig.get().job, HydraConfig.get().mode == RunMode.RUN
     try:
-        done = run(cfg)
+        with interrupt_first():
+            done = run(cfg)
     except MISTAKES as error:
         complain(one_line(error), alone)
         done = {"status": "failed"}
@@ -106,7 +107,8 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
     """Measure one configuration and write down what came of it; say whether it went well (ok, failed)."""
     results_dir, origins = Path(config["results_dir"]), provenance.data(config["suite"])
     try:
-        rows, predictions = measure(cfg, config, job, names)
+        with interrupt_first():
+            rows, predictions = measure(cfg, config, job, names)
     except Exception as error:  # whatever went wrong with one configuration is its record, and the sweep goes on
         rows = [failure(identity, error)]
         records.write(results_dir, rows)

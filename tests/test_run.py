@@ -22,6 +22,7 @@ from transformers import BertForSequenceClassification
 
 import run
 from twinbench import records, report
+from twinbench.ending import Terminated, interrupt_first
 from twinbench.metrics import score
 from twinbench.report import blocks, tables
 
@@ -491,6 +492,25 @@ def test_ctrl_c_in_a_sweep_says_what_is_done(family, tmp_path):
     assert said[0] in {f"stopped: {done} done, the same command goes on" for done in (kept - 1, kept)}
     assert 1 <= kept < 4
     assert not list((tmp_path / "results").rglob("*.part"))
+
+
+def test_an_error_that_an_interrupt_caused_is_the_interrupt():
+    """OmegaConf raises errors of its own while it cleans up after Ctrl-C; an error without one stays as it is."""
+
+    def interrupted(error: type[Exception]):
+        try:
+            try:
+                raise Terminated
+            finally:
+                raise error("while cleaning up")
+        except error as first:
+            raise ValueError("in other words") from first
+
+    for error in (AttributeError, ValueError):
+        with pytest.raises(Terminated), interrupt_first():
+            interrupted(error)
+    with pytest.raises(ValueError, match="a mistake"), interrupt_first():
+        raise ValueError("a mistake") from KeyError("of the user's")
 
 
 def test_sigterm_while_an_expert_is_trained_leaves_nothing_of_it(family, tmp_path, monkeypatch):

@@ -6,13 +6,28 @@ It imports little, so that it is there while a command imports the rest.
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from twinbench import processes
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came. What cleans up after Ctrl-C cleans up after it."""
+
+
+@contextmanager
+def interrupt_first() -> Iterator[None]:
+    """Let an interrupt end what it interrupts: libraries raise errors of their own while they clean up after it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def importing() -> None:
@@ -35,7 +50,8 @@ def ended_well(main: Callable[[], object], kept: str) -> None:
     # Under a launcher a process may wait for another one, and then only the default action ends it.
     _on_signals(signal.default_int_handler, _terminate if processes.count() == 1 else signal.SIG_DFL)
     try:
-        main()
+        with interrupt_first():
+            main()
     except MISTAKES as error:
         if shown:
             raise

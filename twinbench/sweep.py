@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from twinbench import preflight, processes, records
+from twinbench.ending import interrupt_first
 
 ONE = ("results_dir", "plan", "wandb", "wandb.mode", "wandb.project")  # keys that a sweep has one value of
 
@@ -38,7 +39,8 @@ def make_folder(config: DictConfig) -> None:
 def counted(config: DictConfig) -> Iterator[None]:
     """Let an interrupt between two jobs say how many are done, as one inside a job does: each job has a folder."""
     try:
-        yield
+        with interrupt_first():
+            yield
     except KeyboardInterrupt as stop:
         begun = [folder for folder in Path(config.hydra.sweep.dir).iterdir() if folder.name.isdigit()]
         raise stop if str(stop) or config.plan else type(stop)(f"{len(begun)} done, the same command goes on") from None
