@@ -1,6 +1,6 @@
 """Run one configuration of the benchmark and write down its records; `-m` or an experiment sweeps many."""
 
-from twinbench.ending import ended_well, importing, interrupt_first
+from twinbench.system.ending import ended_well, importing, interrupt_first
 
 if __name__ == "__main__":
     importing()
@@ -21,10 +21,15 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from twinbench import assets, cached, plan, preflight, processes, provenance, records, suite_config
-from twinbench.identity import expert_folder, origins
-from twinbench.mistakes import MISTAKES, one_line
-from twinbench.signature import draws, hyperparameters, signature
+from twinbench.assets.sources import cache_dir, fetch
+from twinbench.plan import preflight
+from twinbench.plan.identity import expert_folder, origins
+from twinbench.plan.job import Job, changed_since
+from twinbench.plan.signature import draws, hyperparameters, signature
+from twinbench.plan.suite import generative, head, merged, own_experts, recipe
+from twinbench.records import provenance, store
+from twinbench.system import cached, processes
+from twinbench.system.mistakes import MISTAKES, one_line
 
 MEASURED = (
     *("task", "metric", "primary", "value", "n", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"),
@@ -55,23 +60,23 @@ def main(cfg: DictConfig) -> dict[str, str]:
 def run(cfg: DictConfig) -> dict[str, str]:
     """Plan, skip or measure one configuration; its suite, run_id and status (planned, done, skipped, ok, failed)."""
     config, names, job = preflight.planned(cfg, HydraConfig.get().runtime.choices)
-    if config["plan"] and suite_config.generative(config["suite"]):
-        from twinbench import needs
+    if config["plan"] and generative(config["suite"]):
+        from twinbench.plan import needs
 
         for line in needs.lines(config["suite"]):
             say_once(config["suite"]["name"], line)
     results_dir = Path(config["results_dir"])
-    rows = records.read(results_dir)
+    rows = store.read(results_dir)
     kept = [row for row in rows if row["run_id"] == job.run_id and row["status"] == "ok"]
     done = processes.of_first(bool(kept))
-    since = None if done else plan.changed_since(rows, job)
+    since = None if done else changed_since(rows, job)
     why = f": its method's source has changed since the record of {since}" if since else ""
     said = {"suite": job.suite, "run_id": job.run_id}
     if config["plan"]:
         print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}{why}", flush=True)
         return said | {"status": "done" if done else "planned"}
     if done and not config["force"]:
-        bare = "" if records.has_predictions(results_dir, job.run_id) else " without predictions, so no interval"
+        bare = "" if store.has_predictions(results_dir, job.run_id) else " without predictions, so no interval"
         print(f"skipped {job.run_id}  {title(job)}: it has a record{bare} (force=true runs it again)", flush=True)
         status = "skipped"
         said["suite"] = kept[-1]["suite"] if kept else job.suite  # as it was called then: the report is of that name
@@ -97,13 +102,13 @@ def say_once(suite: str, line: str) -> None:
     print(line, flush=True)
 
 
-def title(job: plan.Job) -> str:
+def title(job: Job) -> str:
     """The configuration in one line, with what was changed of its router, whose settings are many."""
     changed = (override for override in HydraConfig.get().overrides.task if override.startswith("router."))
     return " ".join([job.label, *changed])
 
 
-def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str], identity: Mapping) -> str:
+def record(cfg: DictConfig, config: Mapping, job: Job, names: Mapping[str, str], identity: Mapping) -> str:
     """Measure one configuration and write down what came of it; say whether it went well (ok, failed)."""
     results_dir, origins = Path(config["results_dir"]), provenance.data(config["suite"])
     try:
@@ -111,7 +116,7 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
             rows, predictions = measure(cfg, config, job, names)
     except Exception as error:  # whatever went wrong with one configuration is its record, and the sweep goes on
         rows = [failure(identity, error)]
-        records.write(results_dir, rows)
+        store.write(results_dir, rows)
         track(rows, config, results_dir)
         if not isinstance(error, MISTAKES):
             traceback.print_exc()
@@ -122,7 +127,7 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
     experts, well = provenance.experts(config["suite"]), {"status": "ok", "error": None}
     where = {task: {"data": origin, "expert": experts.get(task)} for task, origin in origins.items()}
     rows = [identity | well | row | where[row["task"]] for row in rows]
-    records.write(results_dir, rows, predictions)
+    store.write(results_dir, rows, predictions)
     print("  " + "  ".join(f"{r['task']} {r['metric']} {r['value']:.4f}" for r in rows if r["primary"]), flush=True)
     track(rows, config, results_dir)
     return "ok"
@@ -131,40 +136,40 @@ def record(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, 
 def track(rows: list[dict], config: Mapping, results_dir: Path) -> None:
     """Mirror the records of a run to Weights & Biases; the runs of a sweep form a group."""
     if config["wandb"]["mode"] != "disabled" and processes.rank() == 0:  # spares its imports
-        from twinbench import tracking
+        from twinbench.records import tracking
 
         group = Path(HydraConfig.get().sweep.dir).name if HydraConfig.get().mode == RunMode.MULTIRUN else None
         tracking.log_run(rows, config, folder=results_dir, group=group, **config["wandb"])
 
 
-def measure(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]):
+def measure(cfg: DictConfig, config: Mapping, job: Job, names: Mapping[str, str]):
     """Benchmark the configuration; the first line here that imports torch."""
     from twinbench import benchmark
 
     return benchmark.run(*prepare(cfg, config, job, names), job.split)
 
 
-def publish(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]) -> None:
+def publish(cfg: DictConfig, config: Mapping, job: Job, names: Mapping[str, str]) -> None:
     """Export what was measured as a folder for plain transformers and PEFT."""
-    from twinbench import export
+    from twinbench.export.folder import export
 
-    folder, rows = Path(config["export"]), records.read(Path(config["results_dir"]))
-    export.export(folder, job, origins(config["suite"]), rows, *prepare(cfg, config, job, names))
+    folder, rows = Path(config["export"]), store.read(Path(config["results_dir"]))
+    export(folder, job, origins(config["suite"]), rows, *prepare(cfg, config, job, names))
     print(f"exported {job.run_id}  to {folder}", flush=True)
 
 
-def prepare(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str, str]) -> tuple:
+def prepare(cfg: DictConfig, config: Mapping, job: Job, names: Mapping[str, str]) -> tuple:
     """Instantiate the leaves of the configuration: the arguments of `benchmark.run`."""
     from transformers.utils import logging
 
     from twinbench import benchmark
-    from twinbench.memory import keep_freed
+    from twinbench.system.memory import keep_freed
 
     keep_freed()
     logging.set_verbosity_error()  # a new head's missing weights are the point of fine-tuning, not a warning
     logging.disable_progress_bar()
     router, method = instantiate(cfg.router), make_method(cfg, config, names, job.seed)
-    benchmark.validate(suite_config.merged(config["suite"]), method, router, job.protocol)
+    benchmark.validate(merged(config["suite"]), method, router, job.protocol)
     device = pick_device(config["device"])
     suite = open_suite(json.dumps(config["suite"]), device)
     keep_training(config, job)
@@ -173,8 +178,8 @@ def prepare(cfg: DictConfig, config: Mapping, job: plan.Job, names: Mapping[str,
 
 def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], seed: int | None, group: str = "method"):
     """The method of a config group with its hyperparameters bound, and its shared expert's method if it has one."""
-    from twinbench.factors import remembered_basis
-    from twinbench.method import Method
+    from twinbench.merging.basis_cache import remembered_basis
+    from twinbench.merging.method import Method
 
     takes, values = signature(config[group]["_target_"]), hyperparameters(config[group])
     merge = instantiate(cfg[group])
@@ -183,26 +188,26 @@ def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], seed
     if draws(takes, values):
         values |= {"seed": seed}
     if "basis" in takes.arguments:
-        basis = remembered_basis(assets.cache_dir() / "factors", pick_device(config["device"]))
+        basis = remembered_basis(cache_dir() / "factors", pick_device(config["device"]))
         merge = functools.partial(merge, basis=basis)
     shared = make_method(cfg, config, names, seed, "shared") if "shared" in takes.arguments else None
     values |= {"_target_": config[group]["_target_"]} | ({"shared": shared.identity} if shared else {})
     return Method(f"{names[group]} {json.dumps(values, sort_keys=True)}", merge, takes.route, shared)
 
 
-def keep_training(config: Mapping, job: plan.Job) -> None:
+def keep_training(config: Mapping, job: Job) -> None:
     """Copy how the suite's experts were trained from the cache to the results, for their report."""
     if provenance.trained(config["suite"]):
         training = provenance.training(config["suite"], load_tasks(json.dumps(config["suite"])))
-        records.write_experts(Path(config["results_dir"]), job.suite_id, training)
+        store.write_experts(Path(config["results_dir"]), job.suite_id, training)
 
 
-def keep_missing_training(config: Mapping, job: plan.Job) -> None:
+def keep_missing_training(config: Mapping, job: Job) -> None:
     """Keep the training for a suite whose records are older than this file of the results, where it is still cached.
 
     What is to be skipped is done, so data that cannot be fetched any more does not make it fail.
     """
-    if records.experts(Path(config["results_dir"]), job.suite_id) is None:
+    if store.experts(Path(config["results_dir"]), job.suite_id) is None:
         try:
             keep_training(config, job)
         except MISTAKES as error:
@@ -212,16 +217,18 @@ def keep_missing_training(config: Mapping, job: plan.Job) -> None:
 @functools.lru_cache(maxsize=1)
 def load_tasks(suite_json: str):
     """Fetch and read the data of a suite's tasks; once for a sweep."""
-    from twinbench import language, suite, task
+    from twinbench import suite
+    from twinbench.workloads.classification import data as task
+    from twinbench.workloads.generation import data as language
 
     config, tasks = json.loads(suite_json), {}
-    generative = suite_config.generative(config)
-    tokenizer = suite.open_tokenizer(assets.fetch(config.get("tokenizer") or config["base"])) if generative else None
+    causal = generative(config)
+    tokenizer = suite.open_tokenizer(fetch(config.get("tokenizer") or config["base"])) if causal else None
     for name, spec in config["tasks"].items():
-        sources = {key: assets.fetch(source) for key, source in spec["sources"].items()}
+        sources = {key: fetch(source) for key, source in spec["sources"].items()}
         rest = {key: value for key, value in spec.items() if key not in ("sources", "data", "finetune")}
         rest |= {"name": name, "limit": config.get("limit")}
-        if generative:
+        if causal:
             tasks[name] = language.load_task(tokenizer, sources, **rest)
         else:
             tasks[name] = task.load_task(instantiate(spec["data"]), sources, **rest)
@@ -231,32 +238,34 @@ def load_tasks(suite_json: str):
 @functools.lru_cache(maxsize=1)
 def open_suite(suite_json: str, device: str):
     """Fetch a suite's base, fine-tune or fetch its experts, and open them with its tasks; once for a sweep."""
-    from twinbench import experts, instruct, suite
+    from twinbench import suite
+    from twinbench.workloads.classification import finetune
+    from twinbench.workloads.generation import finetune as instruct
 
     config = json.loads(suite_json)
-    base, tasks = assets.fetch(config["base"]), load_tasks(suite_json)
-    own = {name: config["tasks"][name] for name in suite_config.own_experts(config)}
-    words = {"tokenizer_folder": assets.fetch(config["tokenizer"])} if config.get("tokenizer") else {}
+    base, tasks = fetch(config["base"]), load_tasks(suite_json)
+    own = {name: config["tasks"][name] for name in own_experts(config)}
+    words = {"tokenizer_folder": fetch(config["tokenizer"])} if config.get("tokenizer") else {}
     if config["checkpoints"] is not None:
-        folders = {name: assets.fetch(config["checkpoints"][name]) for name in own}
+        folders = {name: fetch(config["checkpoints"][name]) for name in own}
     else:
-        how = {name: suite_config.recipe(config, spec) for name, spec in own.items()}
+        how = {name: recipe(config, spec) for name, spec in own.items()}
         untrained = [name for name in how if cached.damaged(expert_folder(config, name))]
         if untrained and processes.count() > 1:
             raise ValueError(
                 f"suite {config['name']}: the experts {', '.join(untrained)} are not trained yet, or damaged, which "
                 "one process mends: start it once without the launcher"
             )
-        trainer, listed = (instruct, "targets") if suite_config.generative(config) else (experts, "freeze")
+        trainer, listed = (instruct, "targets") if generative(config) else (finetune, "freeze")
         recipes = {name: trainer.Recipe(**given | {listed: tuple(given[listed])}) for name, given in how.items()}
         folders = {
             name: trainer.finetune(base, tasks[name], recipe, expert_folder(config, name), device, **words)
             for name, recipe in recipes.items()
         }
-    opened, given = suite.open_suite, {"head": suite_config.head(config)}
-    if suite_config.generative(config):
+    opened, given = suite.open_suite, {"head": head(config)}
+    if generative(config):
         opened, given = suite.open_causal_suite, {key: config[key] for key in ("factored", "dtype", "device_map")}
-    return opened(config["name"], base, folders, tasks, suite_config.merged(config), **given, **words)
+    return opened(config["name"], base, folders, tasks, merged(config), **given, **words)
 
 
 def pick_device(asked: str | None) -> str:
@@ -274,7 +283,7 @@ def pick_device(asked: str | None) -> str:
     return asked
 
 
-def describe(job: plan.Job, experiment: str | None) -> dict:
+def describe(job: Job, experiment: str | None) -> dict:
     """The fields of a record that say what was run, with what, and when."""
     commit, dirty = provenance.commit()
     fields = {key: value for key, value in asdict(job).items() if key != "route"}

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from twinbench.compress import generator
-from twinbench.merged import Merged
-from twinbench.state_dict import PIECE, Combine, StateDict, by_pieces
+from twinbench.merging.compress import generator
+from twinbench.merging.merged import Merged
+from twinbench.weights.state_dict import PIECE, Combine, StateDict, by_pieces
 
 
 def merge(

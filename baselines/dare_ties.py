@@ -9,9 +9,9 @@ from torch import Tensor
 
 from baselines import ties
 from baselines.dare import drop_and_rescale, thinned
-from twinbench.compress import generator
-from twinbench.merged import Merged
-from twinbench.state_dict import Combine, by_pieces
+from twinbench.merging.compress import generator
+from twinbench.merging.merged import Merged
+from twinbench.weights.state_dict import Combine, by_pieces
 
 
 def merge(

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from twinbench.merged import Merged
-from twinbench.mistakes import one_of
-from twinbench.state_dict import StateDict
+from twinbench.merging.merged import Merged
+from twinbench.system.mistakes import one_of
+from twinbench.weights.state_dict import StateDict
 
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, task: str) -> Merged:

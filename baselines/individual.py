@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from twinbench.merged import Merged
-from twinbench.state_dict import StateDict
+from twinbench.merging.merged import Merged
+from twinbench.weights.state_dict import StateDict
 
 ROUTE = "task"
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from twinbench.merged import Merged
-from twinbench.state_dict import by_pieces
+from twinbench.merging.merged import Merged
+from twinbench.weights.state_dict import by_pieces
 
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, scaling: float) -> Merged:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from twinbench.merged import Merged
-from twinbench.state_dict import PIECE, Combine, by_pieces, concurrently
+from twinbench.merging.merged import Merged
+from twinbench.weights.state_dict import PIECE, Combine, by_pieces, concurrently
 
 SAMPLE = 1 << 18  # magnitudes from which the threshold is guessed
 BRACKETS = (5.0, 50.0, math.inf)  # standard errors around the guess, one after the other until the threshold is inside

@@ -29,9 +29,10 @@ from mutation.operators import Place, mutated, places
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
-NAMES = "plan suite_config identity signature source record records whole routing routed routes operations per_route"
-NAMES += " readers varying router compress merged twin_merging state_dict lora checkpoint metrics report/intervals"
-NAMES += " report/blocks"
+NAMES = "plan/job plan/suite plan/identity plan/signature system/source records/record records/store system/files"
+NAMES += " routing/learned routing/attach routing/batch routing/operations routing/per_route routing/readers"
+NAMES += " routing/varying routing/router merging/compress merging/merged merging/twin_merging weights/state_dict"
+NAMES += " weights/lora weights/write tasks/metrics report/bootstrap report/blocks"
 FILES = [*(f"twinbench/{name}.py" for name in NAMES.split()), "baselines/*.py"]
 SECONDS = 60.0  # of tests for one mutant, as long as they took when their lines were measured
 

@@ -10,13 +10,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from twinbench import classification, language, processes, provenance, routing
-from twinbench.memory import peak_memory
-from twinbench.merged import Merged, exclusive_bytes, exclusive_kind, shared_bytes
-from twinbench.method import Method, merge
-from twinbench.router import Mlp, Oracle, Router
-from twinbench.routing import Setting
+from twinbench.merging.merged import Merged, exclusive_bytes, exclusive_kind, shared_bytes
+from twinbench.merging.method import Method, merge
+from twinbench.records import provenance
+from twinbench.routing import learned
+from twinbench.routing.learned import Setting
+from twinbench.routing.router import Mlp, Oracle, Router
 from twinbench.suite import Suite
+from twinbench.system import processes
+from twinbench.system.memory import peak_memory
+from twinbench.workloads.classification import score as classification
+from twinbench.workloads.generation import data as language
 
 COLUMNS = ("task", "split", "row", "label", "prediction", "route")  # of predictions
 
@@ -61,13 +65,13 @@ def run(
         merged, merge_seconds = merge(suite, method, setting.gold_biases)
         router_bytes, router_seconds = 0, 0.0
         if setting.router:
-            router, router_seconds = routing.learned(suite, method.shared or method, setting)
-            router_bytes = routing.router_bytes(suite, router, merged.shared, setting)
+            router, router_seconds = learned.learned(suite, method.shared or method, setting)
+            router_bytes = learned.router_bytes(suite, router, merged.shared, setting)
         rows, frames = [], []
         for task, part in ((task, part) for task, spec in suite.tasks.items() for part in spec.scored(split)):
             chosen, asked = None, 0.0
             if setting.router:
-                weights, asked = routing.weights(suite, method.shared or method, setting, task, part)
+                weights, asked = learned.weights(suite, method.shared or method, setting, task, part)
                 chosen = np.array(list(suite.experts))[weights.argmax(1).cpu()]
             measured, further = (suite, method, route, forward, task, part), {}
             if suite.causal:
@@ -99,7 +103,7 @@ def built(
     """What `run` measures with the same arguments: the merged model, and the learned router if one is asked."""
     _, setting = _planned(method, router, protocol, seed, device, batch_size)
     merged, _ = merge(suite, method, setting.gold_biases)
-    return merged, routing.learned(suite, method.shared or method, setting)[0] if setting.router else None
+    return merged, learned.learned(suite, method.shared or method, setting)[0] if setting.router else None
 
 
 def _planned(

@@ -6,7 +6,7 @@ Where the experts have the base's tensors, all are merged and the result is what
 an expert has a head of its own (a classifier), the encoder is merged; heads, poolers included, are left out.
 """
 
-from twinbench.ending import ended_well, importing
+from twinbench.system.ending import ended_well, importing
 
 if __name__ == "__main__":
     importing()
@@ -24,15 +24,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from twinbench import assets, preflight, targets
-from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
-from twinbench.checkpoint import write_weights
-from twinbench.merged import Merged
-from twinbench.mistakes import MISTAKES, check_name, one_line
-from twinbench.pretrained import copied, new_model
-from twinbench.signature import Signature, checked_signature, hyperparameters
-from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
-from twinbench.whole import new_folder
+from twinbench.assets.sources import fetch
+from twinbench.merging.merged import Merged
+from twinbench.plan import preflight, targets
+from twinbench.plan.signature import Signature, checked_signature, hyperparameters
+from twinbench.system.files import new_folder
+from twinbench.system.mistakes import MISTAKES, check_name, one_line
+from twinbench.weights.expert import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
+from twinbench.weights.pretrained import copied, new_model
+from twinbench.weights.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
+from twinbench.weights.write import write_weights
 
 HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT's names of tasks whose models have a head of their own
 BESIDE = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer, which a merged model takes from its base
@@ -56,7 +57,7 @@ def run(cfg: DictConfig) -> None:
     bound = {"seed": config["seed"]} if "seed" in takes.arguments else {}
     method = functools.partial(instantiate(cfg.method), **bound)
     method({}, {expert: {} for expert in config["experts"]})
-    folders = {who: assets.fetch(source) for who, source in sources.items()}
+    folders = {who: fetch(source) for who, source in sources.items()}
     start = time.perf_counter()
     text = card(name, hyperparameters(config["method"]) | bound, sources)
     out = Path(config["out"]).expanduser()

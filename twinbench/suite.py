@@ -15,12 +15,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from twinbench.backbone import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
-from twinbench.class_order import class_order
-from twinbench.lora import read_factors
-from twinbench.pretrained import new_model, open_pretrained
-from twinbench.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, listed, read_checkpoint
-from twinbench.task import Task
+from twinbench.weights.expert import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
+from twinbench.weights.lora import read_factors
+from twinbench.weights.pretrained import new_model, open_pretrained
+from twinbench.weights.state_dict import (
+    Layout,
+    StateDict,
+    check_finite,
+    check_same_layout,
+    layout,
+    listed,
+    read_checkpoint,
+)
+from twinbench.workloads.classification.class_order import class_order
+from twinbench.workloads.classification.data import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +41,7 @@ class Suite:
     heads: per task, the rest of its expert, which maps hidden states to the task's classes (or one value): the
         classifier, and the pooler where there is one. A task without an expert borrows the head of the task that its
         ``head`` names. A causal language model has none.
-    factored: experts are LoRA adapters that stay factors (`twinbench.factored`).
+    factored: experts are LoRA adapters that stay factors (`twinbench.merging.factored`).
     dtype, device_map: of the module of a causal language model; "auto" spreads its layers over all GPUs.
     adapter_bytes: what the experts take on disk where all of them are LoRA adapters.
     """

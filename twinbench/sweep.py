@@ -7,8 +7,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from twinbench import preflight, processes, records
-from twinbench.ending import interrupt_first
+from twinbench.plan import preflight
+from twinbench.records import store
+from twinbench.system import processes
+from twinbench.system.ending import interrupt_first
 
 ONE = ("results_dir", "plan", "wandb", "wandb.mode", "wandb.project")  # keys that a sweep has one value of
 
@@ -31,7 +33,7 @@ def check(config: DictConfig, swept: Sequence[str]) -> None:
 
 def make_folder(config: DictConfig) -> None:
     """Make the sweep's own folder, or raise OSError where records could not be written either."""
-    records.check_writable(Path(config.results_dir).expanduser())
+    store.check_writable(Path(config.results_dir).expanduser())
     Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
 
 
@@ -63,18 +65,19 @@ def finish(config: DictConfig, jobs: list[dict[str, str]]) -> int:
         return failed
     if processes.rank():  # a launcher ends the first process when another one fails
         return 0
-    from twinbench import report, tracking  # seconds of imports that planning need not pay
+    from twinbench.records import tracking  # seconds of imports that planning need not pay
+    from twinbench.report.make import make
 
     folder, group = Path(config.results_dir).expanduser(), Path(config.hydra.sweep.dir).name
     suites = list(dict.fromkeys(job["suite"] for job in jobs if "suite" in job))
     experiment = config.hydra.runtime.choices["experiment"]
     reports = [{"suite": suite} for suite in suites]
     if experiment and experiment not in suites:  # one that has a suite's name is about the whole suite
-        records.write_sweep(folder, experiment, sorted({job["run_id"] for job in jobs if "run_id" in job}))
+        store.write_sweep(folder, experiment, sorted({job["run_id"] for job in jobs if "run_id" in job}))
         reports = [{"experiment": experiment}]
     for which in reports:
         try:
-            made = report.make(folder, **which)
+            made = make(folder, **which)
         except (ValueError, OSError) as error:  # such as: every job failed before it had a record
             print(f"error: no report of {' '.join(*which.items())}: {error}", file=sys.stderr, flush=True)
             return 1

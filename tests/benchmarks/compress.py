@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from twinbench.compress import basis, dense, svd
-from twinbench.factors import remembered_basis
-from twinbench.provenance import machine, versions
+from twinbench.merging.basis_cache import remembered_basis
+from twinbench.merging.compress import basis, dense, svd
+from twinbench.records.provenance import machine, versions
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
 SHAPES = {"attention": (768, 768), "feed-forward": (3072, 768), "embedding": (50265, 768)}

@@ -99,10 +99,10 @@ def make_models(root: Path, count: int, size: str) -> list[Path]:
     import torch
     from transformers import AutoModelForSequenceClassification, RobertaConfig
 
-    from twinbench.checkpoint import write_weights
-    from twinbench.compress import generator
-    from twinbench.state_dict import StateDict
-    from twinbench.whole import new_folder
+    from twinbench.merging.compress import generator
+    from twinbench.system.files import new_folder
+    from twinbench.weights.state_dict import StateDict
+    from twinbench.weights.write import write_weights
 
     config = RobertaConfig(**SIZES[size], num_labels=2, architectures=["RobertaForSequenceClassification"])
     config.dtype = "float32"
@@ -225,7 +225,7 @@ def check(method: str, out: Path, folders: list[Path]) -> None:
         return
     import torch
 
-    from twinbench.state_dict import read_checkpoint
+    from twinbench.weights.state_dict import read_checkpoint
 
     written = read_checkpoint(out)
     name = next(name for name in written if ".1." in name and name.endswith("weight") and written[name].dim() == 2)
@@ -243,8 +243,8 @@ def floor(out: Path, folders: list[Path]) -> None:
     """Read every byte of the inputs through memory maps, and meanwhile write and sync as many as a result has."""
     import torch
 
-    from twinbench.state_dict import PIECE, concurrently
-    from twinbench.whole import new_folder  # noqa: F401 (ours imports it, too)
+    from twinbench.system.files import new_folder  # noqa: F401 (ours imports it, too)
+    from twinbench.weights.state_dict import PIECE, concurrently
 
     imported = time.perf_counter()
 
@@ -273,7 +273,7 @@ def environment(name: str, version: str) -> Path:
     """The Python of a virtual environment with a peer in it, made once."""
     from importlib.metadata import version as installed
 
-    from twinbench.assets import cache_dir
+    from twinbench.assets.sources import cache_dir
 
     folder = cache_dir() / "benchmarks" / f"{name}-{version}"
     done = folder / "installed"
@@ -292,7 +292,7 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
     """Print the table, and keep it where it is a full-size run."""
     import psutil
 
-    from twinbench.provenance import machine, versions
+    from twinbench.records.provenance import machine, versions
 
     reference = {row["method"]: row for row in rows if row["tool"] == "twinbench"}
     peers = PEERS if arguments.peers else {}

@@ -67,9 +67,9 @@ def make_models(root: Path, count: int, shapes: dict[str, tuple[int, ...]]) -> l
     """A base, and experts that are the base plus small noise."""
     import torch
 
-    from twinbench.checkpoint import write_checkpoint
-    from twinbench.compress import generator
-    from twinbench.state_dict import StateDict, read_checkpoint
+    from twinbench.merging.compress import generator
+    from twinbench.weights.state_dict import StateDict, read_checkpoint
+    from twinbench.weights.write import write_checkpoint
 
     entries = {name: ("BF16", shape) for name, shape in shapes.items()}
 
@@ -90,7 +90,7 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int, files: in
     """Print the table, and keep it where it is a full-size run."""
     import psutil
 
-    from twinbench.provenance import machine, versions
+    from twinbench.records.provenance import machine, versions
 
     where = f"{machine()}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
     lines = [

@@ -12,7 +12,7 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from twinbench.report import REFERENCE, make
+from twinbench.report.make import REFERENCE, make
 
 KEYS = ("suite", "experiment", "results_dir", "reference")
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from twinbench.mistakes import NAME
-from twinbench.whole import new_file
+from twinbench.system.files import new_file
+from twinbench.system.mistakes import NAME
 
 FILE = re.compile(rf"(figures/)?{NAME.pattern}")
 MANIFEST = "manifest.txt"  # what the last report wrote, a path a line

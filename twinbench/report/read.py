@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twinbench import records
+from twinbench.records import store
 from twinbench.report.blocks import Block, Run
-from twinbench.report.intervals import statistic
+from twinbench.report.bootstrap import statistic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,9 +27,9 @@ def chosen(results_dir: Path, suite: str | None, experiment: str | None) -> list
     Raises:
         ValueError: there are none, or a record is malformed.
     """
-    rows = records.latest(records.read(results_dir))
+    rows = store.latest(store.read(results_dir))
     if experiment:
-        run_ids = set(records.sweep(results_dir, experiment))
+        run_ids = set(store.sweep(results_dir, experiment))
         mine = [row for row in rows if row["run_id"] in run_ids]
         if not mine:
             raise ValueError(f"no records of experiment {experiment!r} in {results_dir}: its last sweep has no result")
@@ -55,7 +55,7 @@ def predictions(results_dir: Path, found: Iterable[Block]) -> "tuple[dict[str, p
     kept, doubts = {}, {}
     for block in found:
         for run in (run for row in block.rows for run in row.runs):
-            frame = records.predictions(results_dir, run.run_id)
+            frame = store.predictions(results_dir, run.run_id)
             if frame is not None:
                 frame = frame[(frame["split"] == block.split).to_numpy(dtype=bool)]
                 wrong = _contradictions(run, frame)
@@ -90,7 +90,7 @@ def experts(results_dir: Path, suite_id: str) -> dict[str, dict]:
     Raises:
         ValueError: the file is broken, or lacks what a report tells of a task.
     """
-    training = records.experts(results_dir, suite_id) or {}
+    training = store.experts(results_dir, suite_id) or {}
     for task, said in training.items():
         found = said if isinstance(said, dict) else {}
         recipe = found.get("recipe")

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from twinbench.report import learning, plots, tables, text
+from twinbench.report import expert_training, plots, tables, text
 from twinbench.report.blocks import Block
-from twinbench.report.intervals import Draws
+from twinbench.report.bootstrap import Draws
 from twinbench.report.notes import notes as explained
 
 TITLES = {
@@ -95,19 +95,19 @@ def _suite(
     suite_id = blocks[0].suite_id
     tail, stem = (f", suite_id {suite_id}", f"_{suite_id}") if several else ("", "")
     if training:
-        made = learning.tables(training)
+        made = expert_training.tables(training)
         section = Section(f"Experts{tail}", text.EXPERTS, f"experts{stem}", older, made, [], {})
         if not older:
             where = (
                 f"{name}{tail}. The training loss is the mean over an epoch, the rest is measured after it; held-out "
                 "rows are training data that no expert is trained on. Every panel has its own scale."
             )
-            figure = learning.draw(made["learning"], TITLES["learning"], where)
+            figure = expert_training.draw(made["learning"], TITLES["learning"], where)
             section.figures.update(_rendered(section, [("learning", figure)]))
         yield section
-    origins = learning.origins(blocks, training)
+    origins = expert_training.origins(blocks, training)
     if len(origins):
-        notes = learning.origin_notes(origins)
+        notes = expert_training.origin_notes(origins)
         yield Section(f"Data{tail}", text.DATA, f"data{stem}", older, {"origins": origins}, notes, {})
 
 

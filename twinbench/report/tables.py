@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from twinbench.report import intervals, literature, pairs
+from twinbench.report import bootstrap, literature, shared_expert
 from twinbench.report.blocks import Block, Column, Row, Run, labels
 
 ROUTER_ACCURACY = "router_accuracy"
@@ -15,13 +15,13 @@ RATE = "s per 1000 rows"
 BOUNDS = {"individual": "upper bound", "pretrained": "lower bound"}
 
 
-def make(block: Block, draws: intervals.Draws, reference: str) -> dict[str, pd.DataFrame]:
+def make(block: Block, draws: bootstrap.Draws, reference: str) -> dict[str, pd.DataFrame]:
     """The block's tables that have lines: normalized, raw, storage, time, router, secondary, experts, shared,
     published, failed.
 
     Args:
         block: its rows, seeds still apart.
-        draws: what ``intervals.draws`` gave.
+        draws: what ``bootstrap.draws`` gave.
         reference: label or method that differences are taken to.
     """
     table = normalized(block, draws, reference)
@@ -35,21 +35,21 @@ def make(block: Block, draws: intervals.Draws, reference: str) -> dict[str, pd.D
         "router": router(rows, block.columns),
         "secondary": secondary(rows),
         "experts": experts(block),
-        "shared": pairs.shared(block, draws),
+        "shared": shared_expert.shared(block, draws),
         "published": literature.published(block, table),
         "failed": failed(block),
     }
     return {name: table for name, table in tables.items() if len(table)}
 
 
-def normalized(block: Block, draws: intervals.Draws, reference: str) -> pd.DataFrame:
+def normalized(block: Block, draws: bootstrap.Draws, reference: str) -> pd.DataFrame:
     """Scores in % of the individual expert's, per task, average and worst, against ``reference``; best average first.
 
     ``individual`` and ``pretrained`` stand first and last and have no rank. A task whose individual score is 0 or
     less has no normalized score, and a row that lacks a task no average.
     """
     against, bottoms = block.find(reference), normalizers(block)
-    samples = {row.label: intervals.averages(row.runs, block.individual, block.columns, draws) for row in block.rows}
+    samples = {row.label: bootstrap.averages(row.runs, block.individual, block.columns, draws) for row in block.rows}
     lines = [_normalized_line(row, block.columns, bottoms) | {"reference": row is against} for row in block.rows]
     centre = next((line for line in lines if line["reference"]), {"method": None, "average": np.nan})
     for line in lines:
@@ -80,11 +80,11 @@ def _uncertainty(line: Mapping, centre: Mapping, samples: Mapping[str, np.ndarra
     mine, base = samples[line["method"]], samples.get(centre["method"])
     found = {}
     if mine is not None:
-        found["average_low"], found["average_high"] = intervals.interval(mine)
+        found["average_low"], found["average_high"] = bootstrap.interval(mine)
     if line["method"] != centre["method"]:
         found["difference"] = line["average"] - centre["average"]
         if mine is not None and base is not None:
-            found["difference_low"], found["difference_high"], found["p"] = intervals.paired(mine, base)
+            found["difference_low"], found["difference_high"], found["p"] = bootstrap.paired(mine, base)
     return found
 
 

@@ -1,0 +1,56 @@
+"""Every experiment file composes and plans, grid by grid, without the hub and without anybody's data."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from twinbench.plan.job import Job, configured
+from twinbench.plan.suite import merged, narrowed
+
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_grid_plans(experiment, tmp_path, monkeypatch):
+    for task in ("sick", "bbq"):  # those that are not on the hub in a layout that is read
+        (tmp_path / task).mkdir()
+        pd.DataFrame({"label": [0]}).to_parquet(tmp_path / task / "test.parquet")
+    monkeypatch.setenv("TWINBENCH_DATA", str(tmp_path))
+    blocks = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").hydra.sweeper.blocks
+    parser, planned = OverridesParser.create(), []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for block in blocks:
+            (jobs,) = BasicSweeper.split_arguments(
+                parser.parse_overrides([f"{key}={values}" for key, values in block.items()]), None
+            )
+            assert len(set(map(tuple, jobs))) == len(jobs)
+            for job in (jobs[0], jobs[-1]):
+                suite, found = planned_job(experiment, job)
+                planned.append(found)
+    assert len({job.run_id for job in planned}) >= len(blocks) / 2
+    divided = any("individual" in block.get("method", "") for block in blocks)
+    assert divided or any(task not in merged(suite) for task in suite["tasks"]), "nothing to normalize by"
+
+
+def pinned(suite: object) -> object:
+    """The suite at some commit, where its file leaves the commit to the user."""
+    if not isinstance(suite, dict):
+        return suite
+    return {key: "0" * 40 if (key, value) == ("revision", None) else pinned(value) for key, value in suite.items()}
+
+
+def planned_job(experiment: str, overrides: list[str]) -> tuple[dict, Job]:
+    cfg = compose("config", [f"experiment={experiment}", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    choices = HydraConfig.get().runtime.choices
+    names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
+    config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True)
+    suite = pinned(narrowed(config["suite"]))
+    return suite, configured(config | {"suite": suite}, names)

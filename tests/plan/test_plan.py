@@ -1,0 +1,92 @@
+"""What a plan says of a configuration in a line, where its experts come from, and what it refuses."""
+
+import dataclasses
+import json
+
+import pytest
+from test_identity import planned, read
+
+from twinbench.plan.identity import expert_id, origins
+from twinbench.plan.job import check_export
+
+
+def test_a_label_has_what_was_chosen_and_leaves_out_what_was_not():
+    routed = "demo strict twin_merging compression=svd rank_ratio=0.1 shared.method=task_arithmetic shared.scaling=0.3"
+    assert planned("suite=demo").label == f"{routed} router=mlp seed=0"
+    static = planned("suite=demo", "method=average", "protocol=paper", "split=validation")
+    assert static.label == "demo paper  average split=validation"
+
+
+def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
+    suite = read("suite=demo")[0]["suite"]
+    found = origins(suite)
+    assert list(found) == list(suite["tasks"])
+    for task, origin in found.items():
+        recipe = json.loads(origin.removeprefix("the base, fine-tuned by twinbench as ").rpartition(": ")[0])
+        assert recipe["epochs"] == suite["finetune"]["epochs"] and origin.endswith(expert_id(suite, task))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("suite=generative_smollm protocol=paper", "generative experts do not have; use strict"),
+        ("suite=generative_smollm router=risk", "generative tasks have no heads; use router=mlp"),
+        ("router=risk protocol=blind", "a row that goes to one is wrong"),
+        ("suite.merged=[trec,sms] protocol=blind", "protocol=blind, and no expert of sst2, tweet is merged"),
+        ("suite.merged=[trec,sms] method=individual", "method=individual goes by the known task, and no expert"),
+        ("suite.merged=[trec,sms] router=oracle", "method=twin_merging goes by the known task, and no expert"),
+        ("method@shared=individual", "method@shared=individual: the shared expert needs a static method"),
+        ("split=dev", "unknown split 'dev'"),
+        ("suite=glue_roberta", "is read at commits .*suite.revision=COMMIT of lu-vae/roberta-glue"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        planned(*overrides.split())
+
+
+def test_unseen_tasks_are_scored_under_strict():
+    for method in ("average", "twin_merging"):
+        assert planned("suite.merged=[trec,sms]", f"method={method}").protocol == "strict"
+
+
+def test_a_refused_export_does_not_send_to_a_command_that_refuses_too(tmp_path):
+    config, _ = read("method=twin_merging")
+    known = dataclasses.replace(planned("method=twin_merging"), method="emr", route="task")
+    with pytest.raises(ValueError, match="method=emr gives each task a model of its own, and no command writes these"):
+        check_export(known, tmp_path, config["suite"])
+    causal, _ = read("suite=generative_smollm")
+    with pytest.raises(ValueError, match="method=twin_merging of language models cannot be written to disk yet"):
+        check_export(planned("method=twin_merging"), tmp_path, causal["suite"])
+    with pytest.raises(ValueError, match=r"python -m twinbench\.merge method=average merges language models"):
+        check_export(planned("method=average"), tmp_path, causal["suite"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("suite=demo", None),
+        ("method=average", None),
+        ("router=oracle", None),
+        ("protocol=paper", "protocol=paper keeps every task's own biases"),
+        ("method=individual", "method=individual has nothing to export"),
+        ("router=risk", "minimum_risk=false"),
+        ("router.source=base", "a router of the shared expert's hidden states"),
+        ("router.characters=64", "a router of the shared expert's hidden states"),
+        ("method.compression=none method.rank_ratio=null", "method.compression=svd, got none"),
+    ],
+)
+def test_what_is_more_than_a_shared_model_with_adapters_is_not_exported(tmp_path, overrides, words):
+    config, _ = read(*overrides.split())
+    job = planned(*overrides.split())
+    for folder in (tmp_path, tmp_path / "new"):
+        if words is None:
+            check_export(job, folder, config["suite"])
+        else:
+            with pytest.raises(ValueError, match=words):
+                check_export(job, folder, config["suite"])
+    if words is None:
+        (tmp_path / "mine").touch()
+        for taken in (tmp_path, tmp_path / "mine"):
+            with pytest.raises(ValueError, match="must be a new or empty folder, and something is there"):
+                check_export(job, taken, config["suite"])

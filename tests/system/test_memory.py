@@ -1,0 +1,35 @@
+"""What is freed is kept for what comes next, so that a forward pass does not ask the system for every page again."""
+
+import subprocess
+import sys
+
+import pytest
+
+ALLOCATE = """
+import resource, torch
+from twinbench.system.memory import keep_freed
+if {keep}:
+    keep_freed()
+def step():
+    rows = torch.ones(64, 64, 384)
+    return (rows * 2).sum() + (rows + 1).sum()
+for _ in range(20):  # a page faults the first time that it is touched, whoever keeps it
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is what is told")
+def test_freed_memory_is_not_asked_for_again():
+    faults = {}
+    for keep in (False, True):
+        done = subprocess.run(
+            [sys.executable, "-c", ALLOCATE.format(keep=keep)], capture_output=True, text=True, check=True
+        )
+        faults[keep] = int(done.stdout)
+    if faults[False] < 1000:
+        pytest.skip(f"this C library keeps freed memory by itself ({faults[False]} page faults)")
+    assert faults[True] < faults[False] / 10

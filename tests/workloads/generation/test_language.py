@@ -1,0 +1,574 @@
+"""The generative half on a tiny Llama with LoRA experts and small documents: lm-eval scores, prompts are routed."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import OS_ENVIRON, command
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from baselines import individual, pretrained, task_arithmetic, ties
+from twinbench.merging import twin_merging
+from twinbench.merging.compress import basis
+from twinbench.merging.merged import Merged, with_route
+from twinbench.merging.method import Method, merge
+from twinbench.records import store
+from twinbench.routing import learned
+from twinbench.routing.learned import Setting
+from twinbench.routing.router import Mlp
+from twinbench.suite import backbone, load, open_causal_suite, open_tokenizer
+from twinbench.workloads.generation import data as language
+from twinbench.workloads.generation import finetune as instruct
+
+TASKS = {
+    "mmlu": ["acc"],
+    "truthful_qa": ["acc", "mc2"],
+    "bbq": ["acc", "bias_ambig", "bias_disambig"],
+    "cnn_dailymail": ["rouge2", "rougeL", "empty"],
+}
+ROWS = {"train": 10, "validation": 6, "test": 5}
+WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "was", "he", "for", "it", "with", "as", "his", "on", "be"]
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+SETTING = Setting(False, None, None, "cpu", 4)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte is a token, so that any text can be written, and one pair of them."""
+    special = ["<unk>", "<s>", "</s>"]
+    vocabulary = {token: at for at, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"])}
+    fast = Tokenizer(models.BPE(vocabulary, [("t", "h")], unk_token="<unk>"))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=fast, chat_template=TEMPLATE, **named)
+
+
+def sentence(draw, least: int, most: int) -> str:
+    return " ".join(draw.choice(WORDS, draw.integers(least, most))) + "?"
+
+
+def documents(folder: Path) -> None:
+    """Data in the official columns, of few words."""
+    draw = np.random.default_rng(0)
+
+    def write(name: str, split: str, rows: list[dict]) -> None:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_parquet(folder / name / f"{split}.parquet")
+
+    def question(subject: str) -> dict:
+        choices = [sentence(draw, 1, 3) for _ in range(4)]
+        return {
+            "question": sentence(draw, 2, 6),
+            "subject": subject,
+            "choices": choices,
+            "answer": int(draw.integers(4)),
+        }
+
+    for split, rows in (("dev", 2), ("validation", 20), ("test", 10)):
+        write("mmlu", split, [question(subject) for subject in ("law", "physics") for _ in range(rows)])
+    options = [
+        {
+            "question": f"{sentence(draw, 2, 5)} {at}",
+            "mc1_targets": {"choices": [f"{sentence(draw, 1, 4)} {i}" for i in range(3)], "labels": [1, 0, 0]},
+            "mc2_targets": {"choices": [f"{sentence(draw, 1, 4)} {i}" for i in range(4)], "labels": [1, 1, 0, 0]},
+        }
+        for at in range(60)
+    ]
+    write("truthful_qa", "validation", options)
+    info = {"ans0": ["man", "old"], "ans1": ["woman", "nonOld"], "ans2": ["unknown", "unknown"]}
+    rows = [
+        {
+            "question_polarity": ("neg", "nonneg")[at % 2],
+            "context_condition": ("ambig", "disambig")[at // 2 % 2],
+            "category": "Age",
+            "question_index": str(at // 4),
+            "context": sentence(draw, 2, 6),
+            "question": sentence(draw, 2, 4),
+            "ans0": "The man",
+            "ans1": "The woman",
+            "ans2": "Unknown",
+            "label": at % 3,
+            "answer_info": info,
+            "additional_metadata": {"stereotyped_groups": ["old"]},
+        }
+        for at in range(160)
+    ]
+    write("bbq", "test", rows)
+    for split in ("train", "validation", "test"):
+        articles = [{"article": sentence(draw, 8, 20), "highlights": sentence(draw, 3, 6)} for _ in range(20)]
+        write("cnn_dailymail", split, articles)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory) -> Path:
+    """A folder with `base`, `experts/TASK` (LoRA adapters) and `data/TASK`. Do not write to it."""
+    root = tmp_path_factory.mktemp("causal")
+    documents(root / "data")
+    tokens = byte_tokenizer()
+    tokens.save_pretrained(root / "base")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": len(tokens)}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    config = LlamaConfig(**sizes, **heads, tie_word_embeddings=True, initializer_range=0.3, eos_token_id=2)
+    LlamaForCausalLM(config).save_pretrained(root / "base")
+    for task in TASKS:
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(root / "base"), lora)
+        model.save_pretrained(root / "experts" / task)
+    return root
+
+
+def load_task(family: Path, name: str, **changes):
+    given = {"lm_eval": f"twinbench_{name}", "metrics": TASKS[name], "max_length": 3000, "rows": ROWS}
+    sources = {"folder": family / "data" / name}
+    return language.load_task(open_tokenizer(family / "base"), sources, name=name, **given | changes)
+
+
+@pytest.fixture(scope="module")
+def suite(family):
+    tasks = {name: load_task(family, name) for name in TASKS}
+    return open_causal_suite("tiny", family / "base", {name: family / "experts" / name for name in TASKS}, tasks)
+
+
+def method(name: str, made, route: str | None = None, **settings) -> Method:
+    shared = Method("arithmetic", lambda b, e: task_arithmetic.merge(b, e, scaling=0.3), None, None)
+    return Method(name, lambda b, e, **given: made(b, e, **settings, **given), route, shared if settings else None)
+
+
+def twin() -> Method:
+    settings = {"compression": "svd", "rank_ratio": 0.2, "density": None, "seed": 0, "basis": basis}
+    return method("twin", twin_merging.merge, "router", **settings)
+
+
+def factored_twin(**changes) -> Method:
+    """Twin-Merging as `run.py` binds it."""
+    settings = {"compression": "svd", "rank_ratio": 0.2, "density": None, "seed": 0, "basis": basis} | changes
+    return Method("twin_merging", partial(twin_merging.merge, **settings), "router", twin().shared)
+
+
+def answered(results: dict) -> list:
+    """Log-likelihoods or texts of every document, in order."""
+    ((_, samples),) = results["samples"].items()
+    return [sample["filtered_resps"] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+
+
+def by_hand(model, family: Path, scored, **changes) -> dict:
+    """What lm-eval's own HFLM says of a model."""
+    served = HFLM(model.eval(), tokenizer=open_tokenizer(family / "base"), batch_size=2, max_length=3000)
+    flags = {"apply_chat_template": True, "fewshot_as_multiturn": True, "bootstrap_iters": 0}
+    return evaluate(served, {"tasks": {"t": scored}, "groups": {}, "group_map": {}}, **flags | changes)
+
+
+def assert_answers_equal(got: list, wanted: list) -> None:
+    for ours, theirs in zip(got, wanted, strict=True):
+        if isinstance(ours[0], str):
+            assert ours == theirs
+        else:
+            assert np.allclose([pair[0] for pair in ours], [pair[0] for pair in theirs], atol=1e-3)
+            assert [pair[1] for pair in ours] == [pair[1] for pair in theirs]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_expert_scores_as_lm_eval_scores_its_adapter(family, suite, task):
+    """The individual model here, against lm-eval's own HFLM on base and adapter, as `lm_eval --model hf` runs them."""
+    asked = (suite, method("individual", individual.merge, "task"), "task", SETTING, task, "test")
+    values, frame, _, further = language.measure(*asked)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(family / "base"), family / "experts" / task)
+    results = by_hand(model, family, suite.tasks[task].harness["test"])
+    for metric in TASKS[task]:
+        assert values[metric] == pytest.approx(results["results"]["t"][f"{metric},none"], abs=1e-6)
+    assert_answers_equal(answered(language._evaluated(*asked)[0]), answered(results))
+    if task == "mmlu":
+        subjects = [doc["subject"] for doc in suite.tasks[task].harness["test"].eval_docs]
+        means = frame["prediction"].groupby(subjects).mean()
+        assert {f"acc/{subject}": mean for subject, mean in means.items()}.items() <= values.items()
+    assert len(frame) == 5 and further["harness"].endswith("1.0") and not further["warnings"]
+    assert frame["prediction"].mean() == pytest.approx(values[TASKS[task][0]])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_prompt_is_answered_under_its_own_dense_merge(family, suite, task, monkeypatch):
+    """A batch of different soft routes against a model merged for each prompt alone."""
+    weights = torch.rand(5, len(TASKS), generator=torch.Generator().manual_seed(1)).softmax(-1)
+    monkeypatch.setattr(learned, "applied", lambda *_: weights)
+    monkeypatch.setattr("twinbench.workloads.generation.served.SHARED", 1)
+    language._evaluated.cache_clear()
+    setting = Setting(False, Mlp(2.0, 0.5, 5e-4, 5, 16, None), 0, "cpu", 4)
+    results, _, _ = language._evaluated(suite, twin(), "router", setting, task, "test")
+    got, merged = answered(results), merge(suite, twin(), False)[0]
+    model = AutoModelForCausalLM.from_pretrained(family / "base")
+    for row in range(5):
+        load(model, with_route(merged, weights[row].tolist()))
+        alone = answered(by_hand(model, family, suite.tasks[task].harness["test"]))
+        assert_answers_equal([got[row]], [alone[row]])
+    language._evaluated.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "individual", "twin"])
+def test_experts_that_stay_factors_answer_as_dense_ones(family, suite, name):
+    """Nothing is multiplied out: the base stays as it is, shared and exclusive parts run beside it."""
+    made = {
+        "arithmetic": (twin().shared, None),
+        "individual": (method("individual", individual.merge, "task"), "task"),
+        "twin": (factored_twin(), "router"),
+    }
+    used, route = made[name]
+    recipe = Setting(False, Mlp(2.0, 0.5, 5e-4, 5, 16, None) if route == "router" else None, 0, "cpu", 4)
+    experts = {task: family / "experts" / task for task in TASKS}
+    slim = open_causal_suite("slim", family / "base", experts, suite.tasks, factored=True)
+    for task in ("truthful_qa", "cnn_dailymail"):
+        wanted = answered(language._evaluated(suite, used, route, recipe, task, "test")[0])
+        got = answered(language._evaluated(slim, used, route, recipe, task, "test")[0])
+        assert_answers_equal(got, wanted)
+    if route == "router":
+        routes = [learned.weights(which, used.shared, recipe, "bbq", "test")[0] for which in (suite, slim)]
+        assert torch.allclose(*routes, atol=1e-3)
+
+
+def test_methods_that_are_not_linear_are_refused_where_experts_stay_factors(family, suite):
+    experts = {task: family / "experts" / task for task in TASKS}
+    slim = open_causal_suite("slim", family / "base", experts, suite.tasks, factored=True)
+    trimmed = Method(
+        "ties", partial(ties.merge, density=0.2, scaling=1.0, scope="global", aggregate="mean"), None, None
+    )
+    with pytest.raises(ValueError, match="this one is not: use suite"):
+        merge(slim, trimmed, False)
+    pruned = factored_twin(compression="magnitude", rank_ratio=None, density=0.1)
+    with pytest.raises(ValueError, match="compression must be svd, got 'magnitude'"):
+        merge(slim, pruned, False)
+    with pytest.raises(ValueError, match=r"masks has no factored form \(individual, twin_merging have\)"):
+        merge(slim, method("masks", individual.merge, "task"), False)
+
+
+@pytest.mark.parametrize("task", ["truthful_qa", "cnn_dailymail"])
+def test_the_batch_size_does_not_change_a_score(suite, task):
+    static = method("base", pretrained.merge)
+    found = {}
+    for size in (1, 3, 64):
+        setting = Setting(False, None, None, "cpu", size)
+        found[size] = answered(language._evaluated(suite, static, None, setting, task, "test")[0])
+    for size in (1, 64):
+        assert_answers_equal(found[size], found[3])
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_the_record_says_so(family):
+    tasks = {name: load_task(family, name, max_length=100) for name in ("bbq", "cnn_dailymail")}
+    tight = open_causal_suite("tight", family / "base", {name: family / "experts" / name for name in tasks}, tasks)
+    for task in tasks:
+        said = language.measure(tight, method("base", pretrained.merge), None, SETTING, task, "test")[3]["warnings"]
+        assert any("their beginning is left out" in warning for warning in said)
+
+
+def test_where_memory_is_too_small_batches_shrink_and_the_record_says_so(suite):
+    served, sizes = language._served(suite, "cpu", 8), []
+
+    def run(part: list[int]) -> list[int]:
+        sizes.append(len(part))
+        if len(part) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [-item for item in part]
+
+    with served.serving(Merged({}), None, 0.0), tqdm(disable=True) as bar:
+        assert served._in_batches(list(range(9)), run, bar) == [-item for item in range(9)]
+        assert sizes == [8, 4, 2, 2, 2, 2, 1] and served.warnings == [
+            "GPU out of memory: batches of 4",
+            "GPU out of memory: batches of 2",
+        ]
+        with pytest.raises(torch.OutOfMemoryError):
+            served._in_batches([[1]], lambda part: run([0] * 4), bar)
+
+
+def test_the_command_line_of_lm_eval_gives_the_score_of_the_individual_model(family, tmp_path):
+    """`lm_eval --model hf` on base and adapter, typed as in the README, over the whole test."""
+    whole = load_task(family, "bbq", rows=dict.fromkeys(ROWS))
+    alone = open_causal_suite("alone", family / "base", {"bbq": family / "experts" / "bbq"}, {"bbq": whole})
+    used = method("individual", individual.merge, "task")
+    values, *_ = language.measure(alone, used, "task", SETTING, "bbq", "test")
+    command = [
+        *(sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--tasks", "twinbench_bbq"),
+        *("--model_args", f"pretrained={family / 'base'},peft={family / 'experts' / 'bbq'},dtype=float32"),
+        *("--include_path", str(language.TASKS), "--metadata", json.dumps({"folder": str(family / "data" / "bbq")})),
+        *("--apply_chat_template", "--fewshot_as_multiturn", "--output_path", str(tmp_path)),
+    ]
+    subprocess.run(command, check=True, env=OS_ENVIRON, cwd=tmp_path, capture_output=True)
+    (file,) = tmp_path.rglob("results_*.json")
+    found = json.loads(file.read_text())["results"]["twinbench_bbq"]
+    for metric in TASKS["bbq"]:
+        assert values[metric] == pytest.approx(found[f"{metric},none"], abs=1e-6)
+
+
+def test_the_router_reads_the_prompt_and_tells_the_tasks_apart(suite):
+    recipe = Mlp(2.0, 0.5, 5e-3, 40, 16, None)
+    hits = []
+    for position, task in enumerate(TASKS):
+        weights, seconds = learned.weights(suite, twin().shared, Setting(False, recipe, 0, "cpu", 4), task, "test")
+        assert weights.shape == (5, 4) and seconds > 0
+        hits.append(weights.argmax(1) == position)
+    assert torch.cat(hits).float().mean() > 0.6  # of a random model's features, learned from 16 prompts
+
+
+def test_splits_share_no_document_and_templates_stay_together(family):
+    bbq = load_task(family, "bbq", rows=dict.fromkeys(ROWS))
+    docs = {split: list(scored.eval_docs) for split, scored in bbq.harness.items()}
+    templates = {split: {doc["question_index"] for doc in found} for split, found in docs.items()}
+    assert sum(len(found) for found in docs.values()) == 160
+    assert not templates["train"] & templates["test"] and not templates["validation"] & templates["test"]
+    questions = load_task(family, "truthful_qa", rows=dict.fromkeys(ROWS)).splits
+    assert len(set(pd.concat(questions.values())["prompt"])) == 60
+
+
+def test_mmlu_shows_examples_of_the_questions_own_subject_in_the_test_and_none_in_training(family):
+    mmlu = load_task(family, "mmlu", rows=dict.fromkeys(ROWS))
+    shown = pd.read_parquet(family / "data" / "mmlu" / "dev.parquet").groupby("subject")["question"].apply(list)
+    for doc, prompt in zip(mmlu.harness["test"].eval_docs, mmlu.splits["test"]["prompt"], strict=True):
+        assert {shot["question"] for shot in doc["shots"]} == set(shown[doc["subject"]])
+        assert prompt.count("Answer: ") == 2 and prompt.count("Answer:") == 3
+        assert all(shot["question"].strip() in prompt for shot in doc["shots"])
+    assert all(prompt.count("Answer:") == 1 for prompt in mmlu.splits["train"]["prompt"])
+
+
+def test_answers_are_what_the_documents_call_right(family):
+    for task, right in (
+        ("mmlu", lambda doc: "ABCD"[doc["answer"]]),
+        ("bbq", lambda doc: "ABC"[doc["label"]]),
+        ("truthful_qa", lambda doc: doc["mc1_targets"]["choices"][0]),
+        ("cnn_dailymail", lambda doc: doc["highlights"]),
+    ):
+        scored = load_task(family, task).harness["train"]
+        assert language.answers(scored) == [right(doc) for doc in scored.eval_docs]
+
+
+def test_scores_computed_by_hand(family):
+    truthful = load_task(family, "truthful_qa").harness["test"]
+    doc = next(iter(truthful.eval_docs))
+    logs = np.log([0.2, 0.3, 0.1, 0.1, 0.3, 0.1, 0.5])  # mc1's three options, then mc2's four
+    found = truthful.process_results(doc, [(value, False) for value in logs])
+    assert found == pytest.approx({"acc": 0.0, "mc2": 0.4})
+    bbq = load_task(family, "bbq", rows=dict.fromkeys(ROWS)).harness["test"]
+    docs = [doc for doc in bbq.eval_docs if doc["context_condition"] == "ambig"][:4]
+    leanings, rights = [], []
+    for doc, given in zip(docs, (0, 0, 1, 2), strict=True):  # the old man, the old man, the woman, unknown
+        results = [(0.0 if option == given else -1.0, False) for option in range(3)]
+        scored = bbq.process_results(doc, results)["bias_ambig"]
+        negative = doc["question_polarity"] == "neg"
+        leanings.append({0: 1 if negative else -1, 1: -1 if negative else 1, 2: 0}[given])
+        rights.append(float(given == doc["label"]))
+        assert scored == (rights[-1], leanings[-1])
+    bias = bbq.aggregation()["bias_ambig"](list(zip(rights, leanings, strict=True)))
+    share = sum(side == 1 for side in leanings) / 3
+    assert bias == pytest.approx((1 - np.mean(rights)) * (2 * share - 1))
+    cnn = load_task(family, "cnn_dailymail").harness["test"]
+    scored = cnn.process_results({"highlights": "the cat sat on the mat"}, ["the cat sat"])
+    assert scored["rouge1"] == pytest.approx(2 * 1 * 0.5 / 1.5) and scored["empty"] == 0
+    assert scored["rouge2"] == pytest.approx(2 * 1 * (2 / 5) / (1 + 2 / 5))
+    assert cnn.process_results({"highlights": "the cat"}, ["  "]) == {
+        **dict.fromkeys(("rouge1", "rouge2", "rougeL"), 0.0),
+        "empty": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lm_eval": "twinbench_mmlux"}, "lm-eval has no task 'twinbench_mmlux'"),
+        ({"metrics": ["f1"]}, "has the metrics acc, bias_ambig, bias_disambig; got \\['f1'\\]"),
+        ({"rows": ROWS | {"test": 1000}}, "task bbq: test: rows must be in \\[1, "),
+    ],
+)
+def test_mistakes_are_named(family, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(family, "bbq", **changes)
+
+
+def test_any_lm_eval_task_file_can_be_named(family, tmp_path):
+    """A YAML of a user's own, with a train split alone to learn from: what is held out comes from that."""
+    rows = [{"text": f"{at} {sentence(np.random.default_rng(at), 2, 5)}", "label": at % 2} for at in range(40)]
+    for split in ("train", "test"):
+        pd.DataFrame(rows).to_parquet(tmp_path / f"{split}.parquet")
+    files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "test")}
+    config = {
+        "task": "mine",
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": files},
+        "training_split": "train",
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{ text }}",
+        "doc_to_choice": ["no", "yes"],
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(config))
+    task = load_task(family, "bbq", lm_eval=str(tmp_path / "mine.yaml"), metrics=["acc"])
+    assert {split: len(found) for split, found in task.splits.items()} == ROWS
+    assert not set(task.splits["train"]["prompt"]) & set(task.splits["validation"]["prompt"])
+
+
+def test_of_a_task_that_reads_answers_in_several_ways_the_first_counts(family, tmp_path):
+    rows = [{"text": f"{at} {sentence(np.random.default_rng(at), 2, 5)}", "label": "a"} for at in range(40)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "all.parquet")
+    reads = [{"name": name, "filter": [{"function": "take_first"}]} for name in ("strict", "flexible")]
+    config = {
+        "task": "twice",
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {split: str(tmp_path / "all.parquet") for split in ("train", "test")}},
+        **{"training_split": "train", "test_split": "test", "output_type": "generate_until"},
+        **{"doc_to_text": "{{ text }}", "doc_to_target": "{{ label }}", "filter_list": reads},
+        "generation_kwargs": {"until": ["</s>"], "max_gen_toks": 4, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "twice.yaml").write_text(json.dumps(config))
+    task = load_task(family, "bbq", lm_eval=str(tmp_path / "twice.yaml"), metrics=["exact_match"])
+    alone = open_causal_suite("alone", family / "base", {"bbq": family / "experts" / "bbq"}, {"bbq": task})
+    values, frame, *_ = language.measure(alone, method("base", pretrained.merge), None, SETTING, "bbq", "test")
+    assert set(values) == {"exact_match"} and len(frame) == ROWS["test"]
+
+
+# ---- training
+
+
+def recipe(**changes) -> instruct.Recipe:
+    given = {"epochs": 2, "tokens": 400, "batch_size": 2, "lr": 5e-3, "weight_decay": 0.0, "warmup": 0.1, "rank": 4}
+    return instruct.Recipe(**given | {"alpha": 8, "dropout": 0.0, "targets": ("q_proj", "v_proj"), "seed": 0} | changes)
+
+
+def test_packed_examples_have_the_losses_that_they_have_alone(family):
+    task, tokens = load_task(family, "bbq"), open_tokenizer(family / "base")
+    examples = instruct.encoded(task, "train", tokens, 1000)
+    rows = instruct.packed(examples, 1000, 0)
+    assert max(row["position_ids"].count(0) for row in rows) > 1 and len(rows) < len(examples)
+    model = instruct.open_base(family / "base").eval()
+
+    def losses(ids: list[int], labels: list[int]) -> torch.Tensor:
+        logits, wanted = model(input_ids=torch.tensor([ids])).logits[0, :-1], torch.tensor(labels[1:])
+        return torch.nn.functional.cross_entropy(logits, wanted, reduction="none")[wanted != -100]
+
+    with torch.inference_mode():
+        batch = instruct._batch(rows)
+        found = model(**batch)
+        together = torch.nn.functional.cross_entropy(found.logits[0], batch["labels"][0], reduction="none")
+        alone = torch.cat([losses(*example) for example in examples])
+    assert torch.allclose(together.sort().values, alone.sort().values, atol=1e-4)
+    assert found.loss == pytest.approx(float(alone.mean()), abs=1e-4)
+    assert len(alone) == sum(len(answer) + 1 for answer in language.answers(task.harness["train"])), "answers and ends"
+
+
+def test_an_adapter_is_trained_on_answers_alone_once_and_reproducibly(family, tmp_path):
+    task = load_task(family, "mmlu")
+    first, second = (instruct.finetune(family / "base", task, recipe(), tmp_path / name, "cpu") for name in "ab")
+    files = [(folder / "adapter_model.safetensors").read_bytes() for folder in (first, second)]
+    assert files[0] == files[1]
+    history = json.loads((first / "training.json").read_text())
+    losses = [entry["eval_loss"] for entry in history["curve"] if "eval_loss" in entry]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    stamp = (first / "adapter_model.safetensors").stat().st_mtime_ns
+    instruct.finetune(family / "base", task, recipe(), first, "cpu")
+    assert (first / "adapter_model.safetensors").stat().st_mtime_ns == stamp, "cached"
+    merged = open_causal_suite("one", family / "base", {"mmlu": first}, {"mmlu": task})
+    assert backbone(merged, "cpu")
+
+
+@pytest.mark.parametrize(("change", "message"), [({"rank": 0}, "rank must be at least 1"), ({"lr": 0}, "lr must be")])
+def test_recipes_out_of_range_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(**change)
+
+
+# ---- the whole
+
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")  # which torchrun is
+
+
+def run_whole(family: Path, folder: Path, results: str, *given: str, **settings) -> subprocess.CompletedProcess:
+    """The command that a user types; experts are in the folder's cache."""
+    rows = "{train: 10, validation: 6, test: 5}"
+    return command(
+        "-m",
+        "suite=generative_smollm",
+        f"+suite.base.path={family / 'base'}",
+        *(f"suite.tasks.{task}.rows={rows}" for task in TASKS),
+        "suite.finetune.rank=4",
+        "router.epochs=5",
+        "batch_size=4",
+        "wandb.mode=disabled",
+        f"results_dir={folder / results}",
+        *given,
+        TWINBENCH_DATA=str(family / "data"),
+        TWINBENCH_CACHE=str(folder / "cache"),
+        OMP_NUM_THREADS="1",  # experts are the same to the last bit every time
+        **settings,
+    )
+
+
+def recorded(results: Path) -> list[dict]:
+    files = sorted((results / "records").iterdir())
+    return [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
+
+
+@pytest.fixture(scope="module")
+def whole(family, tmp_path_factory) -> Path:
+    """A folder with the results of two methods, and a cache with the experts."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_whole(family, folder, "results", "method=individual,twin_merging")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 ok" in done.stdout
+    return folder
+
+
+def test_a_generative_suite_runs_whole(whole):
+    """Experts are trained, methods scored and reported by the command that a user types."""
+    (folder,) = (whole / "results" / "reports").iterdir()
+    assert "token_accuracy" in (folder / "index.html").read_text()
+    others = pd.read_csv(folder / "strict_secondary.csv")["metric"].tolist()
+    assert {"bias_ambig", "mc2", "rougeL", "acc/law", "acc/physics"} <= set(others)
+    rows = recorded(whole / "results")
+    assert {row["task"] for row in rows} == set(TASKS) and all(row["status"] == "ok" for row in rows)
+    assert all(row["harness"].startswith("lm-eval") for row in rows)
+    assert {row["subset"] for row in rows if row["task"] == "mmlu"} == {"5 of 20 documents, drawn by seed 0"}
+    routed = [row for row in rows if row["method"] == "twin_merging" and row["metric"] == "router_accuracy"]
+    assert len(routed) == 4
+    adapters = [file.stat().st_size for file in (whole / "cache" / "experts").glob("*/adapter_model.safetensors")]
+    assert len(adapters) == 4
+    stored = {(row["exclusive_bytes"], row["exclusive_kind"]) for row in rows if row["method"] == "individual"}
+    assert stored == {(sum(adapters), "LoRA adapters")}
+
+
+def test_two_processes_share_the_prompts_and_give_the_records_of_one(family, whole):
+    done = run_whole(family, whole, "shared", "method=individual,twin_merging", launcher=LAUNCHER)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("2 ok") == 1, "the first process speaks alone"
+    alone, shared = recorded(whole / "results"), recorded(whole / "shared")
+    assert all(row["device"].startswith("2 processes") for row in shared)
+    named = [(row["run_id"], row["task"], row["metric"], row["n"]) for row in alone]
+    assert named == [(row["run_id"], row["task"], row["metric"], row["n"]) for row in shared]
+    for run_id in {row["run_id"] for row in alone}:
+        one, two = (store.predictions(whole / results, run_id) for results in ("results", "shared"))
+        columns = ["task", "row", "prompt_hash"]
+        pd.testing.assert_frame_equal(one[columns], two[columns])
+        same = np.isclose(one["prediction"], two["prediction"]) & (one["route"].isna() | (one["route"] == two["route"]))
+        assert same.mean() >= 0.9, "batches of other sizes may turn a near tie of this small model"
+        for row in shared:
+            if row["run_id"] == run_id and row["primary"]:
+                assert row["value"] == pytest.approx(two[two["task"] == row["task"]]["prediction"].mean())
+    again = run_whole(family, whole, "shared", "method=individual", launcher=LAUNCHER)
+    assert again.returncode == 0 and "1 skipped" in again.stdout, again.stderr[-2000:]
+
+
+def test_several_processes_do_not_train_the_experts(family, whole):
+    done = run_whole(family, whole, "none", "method=individual", "suite.finetune.seed=1", launcher=LAUNCHER)
+    assert done.returncode != 0
+    assert "start it once without the launcher" in done.stderr

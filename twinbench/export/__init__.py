@@ -1,0 +1,1 @@
+"""Merged models as folders for other people's tools."""

@@ -1,0 +1,1 @@
+"""The algebra: a base and its experts become a shared part and exclusive parts."""

@@ -1,0 +1,1 @@
+"""What a configuration means, and what is wrong with it; no torch."""

@@ -1,0 +1,176 @@
+"""What a composed configuration means, found without loading a weight or torch: what is to run, and its mistakes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinbench.plan.identity import by_content, hashed, leaf_identity, suite_identity
+from twinbench.plan.signature import Signature, checked_signature, completed, draws, hyperparameters
+from twinbench.plan.suite import generative, merged
+from twinbench.system.mistakes import one_of
+
+PROTOCOLS = ("strict", "paper", "blind")
+SPLITS = ("test", "validation")
+ORACLE = "Oracle"  # the class of a router that is told the task
+CONFIGURATION = ("suite_id", "method", "params", "router", "protocol", "seed", "split")  # what a person has chosen
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration.
+
+    Attributes:
+        run_id: hash of everything that changes the result, and of nothing else.
+        source: the part of it that a person has not chosen: the code of the methods and the content of files they read.
+        suite_id: the same for the suite alone (base, experts, tasks).
+        params: the method's hyperparameters, with those of its shared expert's method under ``shared``.
+        router, seed: None where the result does not depend on them.
+        split: that is scored: test, or validation to choose hyperparameters by.
+        route: how the method finds w(x): None, "task" or "router".
+    """
+
+    run_id: str
+    source: str
+    suite: str
+    suite_id: str
+    base: str
+    method: str
+    params: Mapping
+    router: Mapping | None
+    protocol: str
+    seed: int | None
+    split: str
+    route: str | None
+
+    @property
+    def label(self) -> str:
+        """The configuration in one line, for a person."""
+        shown = {key: value for key, value in self.params.items() if key != "shared"}
+        shown |= {f"shared.{key}": value for key, value in self.params.get("shared", {}).items()}
+        values = "".join(f" {key}={value}" for key, value in shown.items() if value is not None)
+        router = f" router={self.router['name']}" if self.router else ""
+        seed = "" if self.seed is None else f" seed={self.seed}"
+        split = "" if self.split == "test" else f" split={self.split}"
+        return f"{self.suite} {self.protocol:6} {self.method}{values}{router}{seed}{split}"
+
+
+def configured(config: Mapping, names: Mapping[str, str]) -> Job:
+    """Check a resolved configuration and say what it stands for.
+
+    Args:
+        names: the chosen file of each config group: ``method``, ``shared``, ``router``.
+
+    Raises:
+        ValueError: unknown protocol, or hyperparameters that do not fit the method.
+        FileNotFoundError: a local source is not there.
+    """
+    one_of("protocol", config["protocol"], PROTOCOLS)
+    one_of("split", config["split"], SPLITS)
+    takes, params, leaves, drawn = _method(config, names)
+    router, asked = None, config["router"]
+    oracle = asked["_target_"].rpartition(".")[2] == ORACLE
+    _check_protocol(config, names["method"], takes.route == "task" or (takes.route == "router" and oracle))
+    if takes.route == "router" or config["protocol"] == "blind":
+        router = {"name": "oracle" if oracle else names["router"], **completed(asked)}
+        if router.get("minimum_risk"):
+            _check_risk(config)
+        leaves.append({"class": asked["_target_"].rpartition(".")[2], "values": by_content(completed(asked))})
+        drawn |= not oracle
+    suite = suite_identity(config["suite"])
+    found = {
+        "suite_id": hashed(suite),
+        "method": names["method"],
+        "params": params,
+        "protocol": config["protocol"],
+        "seed": config["seed"] if drawn else None,
+        "split": config["split"],
+    }
+    shared = names["shared"] if "shared" in params else None  # names are what the report calls and finds rows by
+    run_id = hashed([found | {"params": None}, shared, leaves])
+    about = {"suite": config["suite"]["name"], "base": suite["base"], "router": router, "route": takes.route}
+    return Job(run_id=run_id, source=hashed(leaves), **found, **about)
+
+
+def changed_since(rows: Iterable[Mapping], job: Job) -> str | None:
+    """When the newest result of a configuration was recorded whose source is another one; None if there is no such.
+
+    Args:
+        rows: records, oldest first.
+    """
+    own = {key: getattr(job, key) for key in CONFIGURATION}
+    same = [row for row in rows if row["status"] == "ok" and {key: row.get(key) for key in CONFIGURATION} == own]
+    others = [row["time"] for row in same if row.get("source") not in (None, job.source)]
+    return others[-1] if others else None
+
+
+def check_export(job: Job, folder: Path, suite: Mapping) -> None:
+    """Find what keeps a configuration from being exported to ``folder``.
+
+    Raises:
+        ValueError: the folder has something in it, or the model is more than one shared model and LoRA adapters.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"export={folder} must be a new or empty folder, and something is there")
+    if job.method == "individual":
+        raise ValueError("method=individual has nothing to export: its experts are models already")
+    if job.route == "task":
+        raise ValueError(
+            f"method={job.method} gives each task a model of its own, and no command writes these to disk; what can be "
+            "exported is a static method, such as ties, or method=twin_merging"
+        )
+    if generative(suite) and job.route:
+        raise ValueError(
+            f"method={job.method} of language models cannot be written to disk yet: export writes classifiers; a "
+            "static method, such as ties, is merged by python -m twinbench.merge"
+        )
+    if generative(suite):
+        words = f"python -m twinbench.merge method={job.method}"
+        raise ValueError(f"export writes classifiers; {words} merges language models to disk")
+    if job.protocol == "paper":
+        raise ValueError("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
+    reads = job.router or {}
+    if reads.get("minimum_risk"):
+        raise ValueError("export writes a router whose weights are its probabilities: minimum_risk=false")
+    if reads.get("source", "shared") != "shared" or reads.get("characters"):
+        raise ValueError("export writes a router of the shared expert's hidden states: source=shared, characters=0")
+    compression = job.params.get("compression", "svd")
+    if compression != "svd":
+        raise ValueError(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")
+
+
+def _method(config: Mapping, names: Mapping[str, str]) -> tuple[Signature, dict, list[dict], bool]:
+    """The method's signature, its hyperparameters with those of its shared expert's method, what both are, and whether
+    one of them draws random numbers."""
+    takes, params = checked_signature(names["method"], config["method"]), hyperparameters(config["method"])
+    leaves, drawn = [leaf_identity(config["method"])], draws(takes, params)
+    if "shared" in takes.arguments:
+        inner, given = checked_signature(names["shared"], config["shared"]), hyperparameters(config["shared"])
+        if inner.route or "shared" in inner.arguments:
+            raise ValueError(f"method@shared={names['shared']}: the shared expert needs a static method")
+        params |= {"shared": {"method": names["shared"], **given}}
+        leaves.append(leaf_identity(config["shared"]))
+        drawn |= draws(inner, given)
+    return takes, params, leaves, drawn
+
+
+def _check_protocol(config: Mapping, method: str, known: bool) -> None:
+    """Find what a protocol cannot be scored under.
+
+    Args:
+        known: whether the method goes by the known task.
+    """
+    unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
+    if config["protocol"] == "paper" and generative(config["suite"]):
+        raise ValueError("protocol=paper is about heads and biases that generative experts do not have; use strict")
+    if unseen and (known or config["protocol"] != "strict"):
+        what = f"method={method} goes by the known task" if known else f"protocol={config['protocol']}"
+        raise ValueError(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under strict")
+
+
+def _check_risk(config: Mapping) -> None:
+    """Find what leaves the costs of a router that minimizes risk undefined."""
+    what = "router.minimum_risk goes by what each expert scores under the other tasks' heads"
+    if generative(config["suite"]):
+        raise ValueError(f"{what}, and generative tasks have no heads; use router=mlp")
+    if config["protocol"] == "blind":
+        raise ValueError(f"{what}, and under protocol=blind a row that goes to one is wrong; use router=text")

@@ -1,0 +1,227 @@
+"""What can be wrong with a composed configuration, found before a folder is made or a weight is read; no torch."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from twinbench.assets.sources import found, unpinned
+from twinbench.plan import targets
+from twinbench.plan.job import Job, check_export, configured
+from twinbench.plan.signature import checked_signature, hyperparameters
+from twinbench.plan.suite import generative, narrowed
+from twinbench.records import store
+from twinbench.system import processes
+from twinbench.system.mistakes import MISTAKES, check_name, one_line, one_of
+
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+WANDB = ("offline", "online", "disabled")
+SEEDS = 2**32  # numpy takes no larger ones
+SETTINGS = ("seed", "device", "batch_size", "results_dir", "export", "force", "plan", "allow", "wandb")  # a run's own
+SUITE = ("name", "base", "tasks", "finetune", "checkpoints")  # its keys
+OPTIONAL = ("head", "only", "merged", "limit", "tokenizer", "dtype", "device_map", "factored", "parameters", "revision")
+RECIPES = {
+    False: "twinbench.workloads.classification.finetune.Recipe",
+    True: "twinbench.workloads.generation.finetune.Recipe",
+}  # whether the suite is generative
+LOADERS = {
+    False: "twinbench.workloads.classification.data.load_task",
+    True: "twinbench.workloads.generation.data.load_task",
+}
+OFFSET = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
+
+
+class Preflight(Callback):
+    """Checks a run before Hydra makes a folder for it. It exits, since Hydra only warns of what a callback raises."""
+
+    def on_run_start(self, config: DictConfig, **_) -> None:
+        try:
+            found, _, _ = planned(config, config.hydra.runtime.choices)
+            if found["plan"]:  # writes nothing
+                config.hydra.run.dir, config.hydra.output_subdir, config.hydra.job_logging.root = ".", None, None
+            else:
+                store.check_writable(Path(found["results_dir"]))
+        except MISTAKES as error:
+            sys.exit(f"error: {one_line(error)}")
+
+
+def planned(cfg: DictConfig, choices: Mapping[str, str | None]) -> tuple[dict, dict[str, str | None], Job]:
+    """The resolved configuration with the suite's chosen tasks, the chosen file of each group, and what is to run.
+
+    Raises:
+        ValueError, OSError: what is wrong with it, in one line.
+    """
+    config, names = composed(cfg, choices)
+    check(config, names)
+    config["suite"] = narrowed(config["suite"])
+    job = configured(config, names)
+    if config["export"]:
+        if processes.count() > 1:
+            raise ValueError(f"export={config['export']}: one process exports; start it without the launcher")
+        check_export(job, Path(config["export"]), config["suite"])
+    return config, names, job
+
+
+def composed(cfg: DictConfig, choices: Mapping[str, str | None]) -> tuple[dict, dict[str, str | None]]:
+    """The resolved configuration without Hydra's part, and the chosen file of each config group.
+
+    Folders begin at the user's home where they begin with ``~``.
+    """
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    config = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    for key in ("results_dir", "export"):
+        if isinstance(config[key], str):
+            config[key] = os.path.expanduser(config[key])
+    groups = {"method": "method", "shared": "method@shared", "router": "router", "experiment": "experiment"}
+    return config, {name: choices.get(group) for name, group in groups.items()}
+
+
+def check(config: Mapping, names: Mapping[str, str]) -> None:
+    """Find what is wrong with a resolved configuration, whatever becomes of its files.
+
+    Args:
+        names: the chosen file of each config group: ``method``, ``shared``, ``router``, ``experiment``.
+
+    Raises:
+        ValueError: one line with the key, the value and what is legal.
+    """
+    settings(config)
+    for group in ("method", "shared", "router"):
+        leaf = config.get(group)
+        if not isinstance(leaf, Mapping) or "_target_" not in leaf:
+            raise ValueError(f"{group} must be one of the choices of python run.py --help, got {leaf!r}")
+    targets.check(config, config["allow"])
+    if names["experiment"]:
+        check_name("experiment", names["experiment"])
+    for group in ("method", "shared"):
+        checked_signature(names[group], config[group])
+        targets.check_kinds(group, hyperparameters(config[group]), targets.arguments(config[group]["_target_"]))
+    targets.check_values("router", hyperparameters(config["router"]), targets.arguments(config["router"]["_target_"]))
+    suite(config["suite"])
+
+
+def settings(config: Mapping) -> None:
+    """Find what is wrong with the keys that are the run's own."""
+    for key, kind in (("force", "bool"), ("plan", "bool"), ("allow", "list[str]")):
+        targets.check_kind(key, config[key], kind)
+    check_seed("seed", config["seed"])
+    whole("batch_size", config["batch_size"])
+    if config["device"] is not None and not DEVICE.fullmatch(str(config["device"])):
+        raise ValueError(f"device must be cpu, cuda, cuda:N or null, got {config['device']!r}")
+    _mapping("wandb", config["wandb"])
+    one_of("wandb.mode", config["wandb"]["mode"], WANDB)
+    targets.check_kind("wandb.project", config["wandb"]["project"], "str")
+    if not isinstance(config["results_dir"], str) or not config["results_dir"]:
+        raise ValueError(f"results_dir must be a folder, got {config['results_dir']!r}")
+    if not isinstance(config["export"], str | None) or config["export"] == "":
+        raise ValueError(f"export must be a new folder or null, got {config['export']!r}")
+
+
+def suite(config: Mapping) -> None:
+    """Find what is wrong with a suite and its tasks: keys, names, kinds of values, recipes."""
+    _mapping("suite", config)
+    for key in SUITE:
+        if key not in config:
+            raise ValueError(f"suite lacks {key}; its keys are {', '.join((*SUITE, *OPTIONAL))}")
+    for key in config:
+        one_of("key of suite", key, (*SUITE, *OPTIONAL))
+    check_name("suite.name", config["name"])
+    for key in ("only", "merged"):
+        value = config.get(key)
+        if not (value is None or isinstance(value, list)):
+            raise ValueError(f"suite.{key} must be a list of tasks or null, as in suite.{key}=[{value}]; got {value!r}")
+    if config.get("limit") is not None:
+        whole("suite.limit", config["limit"], " or null")
+    _mapping("suite.tasks", config["tasks"])
+    for name, spec in config["tasks"].items():
+        check_name("task", name)
+        _mapping(f"suite.tasks.{name}", spec)
+    _mapping("suite.base", config["base"], " such as {path: DIR}")
+    if config["checkpoints"] is not None:
+        _mapping("suite.checkpoints", config["checkpoints"], " or be null")
+        for name, source in config["checkpoints"].items():
+            _mapping(f"suite.checkpoints.{name}", source, " such as {path: DIR}")
+    kind, positions = generative(config), _positions(config["base"])
+    for name, spec in config["tasks"].items():
+        _task(f"suite.tasks.{name}", spec, kind)
+        if positions and spec["max_length"] > positions:
+            key = f"suite.tasks.{name}.max_length"
+            raise ValueError(f"{key} must be at most {positions}, the base's positions, got {spec['max_length']}")
+    _recipes(config, kind)
+
+
+def check_seed(key: str, value: object) -> None:
+    if type(value) is not int or not 0 <= value < SEEDS:
+        raise ValueError(f"{key} must be a whole number in [0, 2^32), got {value!r}")
+
+
+def whole(key: str, value: object, otherwise: str = "") -> None:
+    """Raise ValueError unless a value is a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{key} must be a whole number of at least 1{otherwise}, got {value!r}")
+
+
+def _task(place: str, spec: Mapping, causal: bool) -> None:
+    taken = dict(targets.arguments(LOADERS[causal]))
+    del taken["name"], taken["limit"]  # the suite's own
+    for key in ("tokenizer", "data", "sources", "finetune"):
+        taken.pop(key, None)
+    for key, required in (("sources", True), ("finetune", False), *(() if causal else (("data", True),))):
+        taken[key] = targets.Argument("mapping", required)
+    targets.check_values(place, spec, taken)
+    whole(f"{place}.max_length", spec["max_length"])
+    rows = dict.fromkeys(("train", "validation", "test"), targets.Argument("int | None", True))
+    if not causal:  # whose validation rows are held out of the training data
+        rows["validation"] = targets.Argument("int", True)
+    _mapping(f"{place}.rows", spec["rows"])
+    targets.check_values(f"{place}.rows", spec["rows"], rows)
+    if not causal:
+        if "_target_" not in spec["data"]:
+            raise ValueError(f"{place}.data lacks _target_, a function of twinbench.tasks that reads the rows")
+        loads = targets.arguments(spec["data"]["_target_"])
+        for name in spec["sources"]:
+            one_of(f"source of {place}", name, loads)
+        own = {key: argument for key, argument in loads.items() if key not in spec["sources"]}
+        targets.check_values(f"{place}.data", hyperparameters(spec["data"]), own)
+
+
+def _recipes(config: Mapping, causal: bool) -> None:
+    """Check how each expert is fine-tuned: by the suite's recipe, and what a task changes of it."""
+    if config["finetune"] is None:
+        return
+    taken = targets.arguments(RECIPES[causal])
+    recipes = {"suite.finetune": (config["finetune"], taken)}
+    changed = {key: replace(argument, required=False) for key, argument in taken.items()}
+    for name, spec in config["tasks"].items():
+        recipes[f"suite.tasks.{name}.finetune"] = (spec.get("finetune") or {}, changed)
+    for place, (recipe, keys) in recipes.items():
+        _mapping(place, recipe)
+        targets.check_values(place, recipe, keys)
+        check_seed(f"{place}.seed", recipe.get("seed", 0))
+
+
+def _mapping(key: str, value: object, example: str = "") -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} must map keys to values{example}, got {value!r}")
+
+
+def _positions(base: Mapping) -> int | None:
+    """How many tokens the base has positions for, where its configuration is on this machine."""
+    path = None if unpinned(base) else found(base)  # the plan names all commits that lack, at once
+    file = path / "config.json" if path and path.is_dir() else None
+    if file is None or not file.exists():
+        return None
+    try:
+        config = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: not a model's configuration, which is a JSON object ({error})") from error
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if positions and config.get("model_type") in OFFSET:  # their first positions are those of padding
+        positions -= (config.get("pad_token_id") or 0) + 1
+    return positions

@@ -1,0 +1,82 @@
+"""What a suite's configuration says: which tasks are scored, whose experts are merged, how experts are fine-tuned."""
+
+from collections.abc import Mapping
+
+from twinbench.system.mistakes import one_of
+
+HEADS = ("pooler", "classifier")
+
+
+def narrowed(suite: Mapping) -> dict:
+    """The suite with the tasks that its ``only`` lists (and their order); null or no such key keeps all.
+
+    Raises:
+        ValueError: an unknown task, or none.
+    """
+    only = suite.get("only")
+    if only is None:
+        return dict(suite)
+    if not only:
+        raise ValueError("suite.only must list at least one task, or be null")
+    for task in only:
+        one_of("task in suite.only", task, suite["tasks"])
+    kept = {key: suite[key] and {t: suite[key][t] for t in only if t in suite[key]} for key in ("tasks", "checkpoints")}
+    return dict(suite) | kept
+
+
+def merged(suite: Mapping) -> list[str]:
+    """The tasks whose experts are merged: those that its ``merged`` lists, or all that have an expert of their own.
+
+    Raises:
+        ValueError: a task in it that the suite has no expert for, or none.
+    """
+    own = own_experts(suite)
+    if suite.get("merged") is None:
+        return own
+    if not suite["merged"]:
+        raise ValueError("suite.merged must list at least one task, or be null")
+    for task in suite["merged"]:
+        one_of("task in suite.merged", task, own)
+    return [task for task in own if task in suite["merged"]]
+
+
+def own_experts(suite: Mapping) -> list[str]:
+    """The tasks with an expert of their own; the others name the task whose head scores them.
+
+    Raises:
+        ValueError: such a task names one that has no expert either.
+    """
+    own = [name for name, task in suite["tasks"].items() if task.get("head") is None]
+    for name, task in suite["tasks"].items():
+        if name not in own:
+            one_of(f"head of task {name}", task["head"], own)
+    return own
+
+
+def head(suite: Mapping) -> str:
+    """The layer that the heads of a suite of classifiers begin with: "pooler", or "classifier" (the pooler is merged).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    chosen = suite.get("head") or HEADS[0]
+    one_of("suite.head", chosen, HEADS)
+    return chosen
+
+
+def generative(suite: Mapping) -> bool:
+    """Whether the suite's tasks are lm-eval's, answered by a causal language model.
+
+    Raises:
+        ValueError: some are and some are not.
+    """
+    asked = {name for name, task in suite["tasks"].items() if "lm_eval" in task}
+    if asked and asked != set(suite["tasks"]):
+        others = ", ".join(name for name in suite["tasks"] if name not in asked)
+        raise ValueError(f"suite {suite['name']}: {', '.join(sorted(asked))} are lm-eval's tasks, {others} are not")
+    return bool(asked)
+
+
+def recipe(suite: Mapping, task: Mapping) -> dict:
+    """How the expert of a task is fine-tuned: as the suite says, but for what the task's own ``finetune`` changes."""
+    return suite["finetune"] | (task.get("finetune") or {})

@@ -1,0 +1,1 @@
+"""What is written down: one JSON line per measured number."""

@@ -1,0 +1,124 @@
+"""Where a number comes from: the code's commit and its versions, the data, and how the experts were trained."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twinbench.assets.sources import origin
+from twinbench.plan.identity import expert_folder
+from twinbench.plan.suite import own_experts
+from twinbench.system import cached
+
+if TYPE_CHECKING:  # it imports pandas, which `plan=true` need not pay
+    from twinbench.workloads.classification.data import Task
+
+PACKAGES = ("torch", "transformers", "numpy", "safetensors")
+
+
+@lru_cache(maxsize=1)
+def commit() -> tuple[str | None, bool | None]:
+    """The commit of this source tree and whether it has uncommitted changes, or (None, None) outside a git checkout.
+
+    Results are no source: writing records into the tree does not make it dirty.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None, None
+    head = _git(root, "rev-parse", "HEAD")
+    return head or None, bool(_git(root, "status", "--porcelain", "--", ".", ":!results")) if head else None
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@lru_cache(maxsize=1)
+def machine() -> str:
+    """The processor's name and the number of cores that this process may use."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def data(suite: Mapping) -> dict[str, str]:
+    """Per task of a resolved suite where its rows come from, e.g. ``nyu-mll/glue@bcdcba79/qqp``."""
+    return {
+        name: "; ".join(origin(source) for source in task["sources"].values()) for name, task in suite["tasks"].items()
+    }
+
+
+def experts(suite: Mapping) -> dict[str, str]:
+    """Per task of a resolved suite with an expert of its own, which weights these are; they are in the cache.
+
+    A recipe trains other weights on another machine, so what is fine-tuned here is told by the hash of its weights.
+    """
+    if suite["checkpoints"] is not None:
+        return {name: origin(source) for name, source in suite["checkpoints"].items()}
+    folders = {name: expert_folder(suite, name) for name in own_experts(suite)}
+    return {name: f"fine-tuned, xxh3 {cached.weights_hash(folder)}" for name, folder in folders.items()}
+
+
+def trained(suite: Mapping) -> bool:
+    """Whether the suite's experts are fine-tuned by twinbench and all of them are in the cache."""
+    finished = (expert_folder(suite, name) / "training.json" for name in own_experts(suite))
+    return suite["checkpoints"] is None and all(file.exists() for file in finished)
+
+
+def training(suite: Mapping, tasks: "Mapping[str, Task]") -> dict[str, dict]:
+    """Per task with an expert how that was trained, for a suite whose cached experts were trained here.
+
+    Args:
+        tasks: the suite's, loaded.
+
+    Returns:
+        Per task what the expert's ``training.json`` says (recipe, curve, seconds, device, torch), with ``expert`` (its
+        name in the cache), ``weights`` (their hash), ``data``, ``rows`` (of train and validation), ``loss`` and
+        ``metric``, the primary one.
+    """
+    origins, found = data(suite), {}
+    for name in own_experts(suite):
+        task = tasks[name]
+        folder = expert_folder(suite, name)
+        found[name] = {
+            "expert": folder.name,
+            "weights": f"xxh3 {cached.weights_hash(folder)}",
+            "data": origins[name],
+            "rows": {split: len(task.splits[split]) for split in ("train", "validation")},
+        }
+        if task.harness:
+            found[name] |= {"loss": "cross-entropy of the answers (nats per token)", "metric": "token_accuracy"}
+        else:
+            loss = "squared error" if task.classes is None else "cross-entropy (nats)"
+            found[name] |= {"loss": loss, "metric": task.metrics[0]}
+        found[name] |= _history(folder / "training.json")
+    return found
+
+
+def _history(file: Path) -> dict:
+    """What a training wrote down; the NaN of one that diverged is no JSON, and None here.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: not a training written down by twinbench ({error})") from error
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # git is not installed
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,129 @@
+"""Records -> leaderboard: tables, figures and one page per suite or experiment, made from the results folder alone.
+
+``RESULTS/reports/NAME/`` holds ``index.html``, ``leaderboard.md``, ``leaderboard.tex``, ``experts.md``,
+``experts.tex``, one CSV per table at full precision and ``figures/``. It is regenerated as a whole: the same records
+give the same bytes. ``manifest.txt`` lists its files; those that the last report listed and this one lacks are removed.
+``RESULTS/caveats/SUITE.md``, where somebody wrote it, says in a report's first lines what is wrong with its numbers.
+"""
+
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twinbench.system.mistakes import NAME, check_name
+
+if TYPE_CHECKING:
+    from twinbench.report.blocks import Block
+    from twinbench.report.sections import Section
+
+REFERENCE = "twin_merging"
+EXPERTS = ("experts", "training", "learned", "seconds")  # the tables of experts.md
+SHOWN = (  # the tables of leaderboard.md
+    *("normalized", "raw", "shared", "storage", "time", "router", "published", "failed"),
+    *("training", "learned", "seconds", "origins"),
+)
+
+
+def make(
+    results_dir: Path, *, suite: str | None = None, experiment: str | None = None, reference: str = REFERENCE
+) -> dict:
+    """Write a report and return what is in it.
+
+    Args:
+        results_dir: folder with ``records/``, ``predictions/``, ``experts/`` and ``sweeps/``.
+        suite: the report is of all runs on the test split of this suite; or
+        experiment: of the runs of this experiment's last sweep, whatever they score.
+        reference: the method, or the label of the row, that differences are taken to. The default may be absent (then
+            there are no differences); any other must exist.
+
+    Returns:
+        ``tables`` (name -> DataFrame), ``figures`` (name -> path of the PNG), ``folder``, and ``summary``, the main
+        tables as text.
+
+    Raises:
+        ValueError: no records of that suite or experiment, no row called ``reference``, or a malformed record.
+        OSError: the folder cannot be written to.
+    """
+    from twinbench.report import blocks, files, read
+
+    which, name = ("suite", suite) if experiment is None else ("experiment", experiment)
+    check_name(which, name)
+    mine = read.chosen(results_dir, suite, experiment)
+    found = blocks.blocks(mine)
+    _check_reference(found, reference)
+    where = f"results_dir={shlex.quote(str(_relative(results_dir)))}"
+    with ThreadPoolExecutor(1) as pool:  # numpy resamples while Python imports matplotlib
+        sampled = pool.submit(_sampled, results_dir, found)
+        from twinbench.report import page, sections, text
+
+        training = {block.suite_id: read.experts(results_dir, block.suite_id) for block in found}
+        draws, doubts = sampled.result()
+        older = experiment is None
+        made = sections.make(found, training, draws, name, reference, older=older, doubts=doubts, where=where)
+    command = f"python -m twinbench.report {which}={name} {where} reference={shlex.quote(reference)}"
+    folder, caveats = results_dir / "reports" / name, _caveats(results_dir, mine)
+    whole = page.render(name, made, mine, command, caveats)
+    files.write(folder, {"index.html": whole.encode()} | _files(name, made, caveats))
+    return {
+        "tables": {section.file(name): table for section in made for name, table in section.tables.items()},
+        "figures": {s.file(name): folder / "figures" / f"{s.file(name)}.png" for s in made for name in s.figures},
+        "folder": folder,
+        "summary": text.document(name, [s for s in made if not s.older], ("normalized", "failed"), caveats),
+    }
+
+
+def _sampled(results_dir: Path, found: "list[Block]") -> tuple:
+    """The resampled scores of all runs, and per run_id why some of its predictions are left out."""
+    from twinbench.report import bootstrap, read
+
+    frames, doubts = read.predictions(results_dir, found)
+    return bootstrap.draws(frames, found), doubts
+
+
+def _check_reference(found: "list[Block]", reference: str) -> None:
+    """Refuse a reference that is no row or several; the default may be none, and of several it is the plainest."""
+    rows = [row for block in found for row in block.rows]
+    if reference == REFERENCE or any(row.label == reference for row in rows):
+        return
+    fitting = list(dict.fromkeys(row.label for row in rows if row.method == reference))
+    if fitting:
+        raise ValueError(f"reference={reference!r} fits {len(fitting)} rows; give one of {'; '.join(fitting)}")
+    near = get_close_matches(reference, sorted({name for row in rows for name in (row.label, row.method)}), 1, 0)
+    raise ValueError(f"no row called reference={reference!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _caveats(results_dir: Path, rows: list[dict]) -> list[str]:
+    """What people wrote about the suites that the records are of, a paragraph each."""
+    from twinbench.report import files
+
+    suites = [suite for suite in dict.fromkeys(row["suite"] for row in rows) if suite and NAME.fullmatch(suite)]
+    texts = [files.text(results_dir / "caveats" / f"{suite}.md") for suite in suites]
+    return [" ".join(paragraph.split()) for whole in texts for paragraph in whole.split("\n\n") if paragraph.strip()]
+
+
+def _files(name: str, made: "list[Section]", caveats: list[str]) -> dict[str, bytes]:
+    """Every file of the report but the page: path inside the folder -> content."""
+    from twinbench.report import text
+
+    files = {"leaderboard.md": text.document(name, made, SHOWN, caveats).encode()}
+    if any(set(EXPERTS) & set(section.tables) for section in made):
+        files["experts.md"] = text.document(name, made, EXPERTS, caveats).encode()
+    if "normalized" in made[0].tables:
+        files["leaderboard.tex"] = text.latex(name, made[0], "normalized").encode()
+    trained = next((section for section in made if "training" in section.tables), None)
+    if trained:
+        files["experts.tex"] = text.latex(name, trained, "training").encode()
+    for section in made:
+        for title, table in section.tables.items():
+            files[f"{section.file(title)}.csv"] = table.to_csv(index=False, lineterminator="\n").encode()
+        for title, pictures in section.figures.items():
+            files |= {f"figures/{section.file(title)}.{kind}": data for kind, data in pictures.items()}
+    return files
+
+
+def _relative(path: Path) -> Path:
+    """``path`` as it reads from the current folder, where it lies inside it."""
+    whole = path.resolve()
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else path

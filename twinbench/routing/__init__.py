@@ -1,0 +1,1 @@
+"""Who is asked, and one forward pass for samples of different routes."""

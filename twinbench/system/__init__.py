@@ -1,0 +1,1 @@
+"""Processes, memory, files that appear whole, mistakes, and how a command ends."""

@@ -1,0 +1,1 @@
+"""Causal language models, scored by lm-eval."""

@@ -1,0 +1,233 @@
+"""A merged or routed causal language model as lm-eval's ``HFLM``: a prompt is answered under its route's weights.
+
+Log-likelihoods are computed here, not by ``HFLM``: the options of a question share one pass over its prompt, and logits
+are formed where an answer is, not over the whole prompt. Generation is ``HFLM``'s own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from twinbench.merging.merged import Merged, with_route
+from twinbench.routing.attach import attach
+from twinbench.routing.batch import Routes
+from twinbench.system import processes
+
+SHARED = 24  # prompts on average that share a route from which on merging it costs less than running its parts beside
+
+
+class Served(HFLM):
+    """One live model for all configurations of a suite.
+
+    Attributes:
+        warnings: what happened to the prompts since `serving` began, in words.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        load: Callable[[Mapping[str, Tensor]], None] | None,
+        batch_size: int,
+        max_length: int,
+    ):
+        """Serve a model.
+
+        Args:
+            load: puts a merged state dict into the model; None: the model stays as it is, and parts run beside it.
+            batch_size: prompts in a forward pass.
+            max_length: tokens of a prompt with its answer; of longer prompts the beginning is left out.
+        """
+        super().__init__(model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+        self._load, self._merged, self._weights, self._tolerance = load, None, None, 0.0
+        self._routes: Routes | None = None
+        self._route_of: dict[str, Tensor] = {}
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def serving(self, merged: Merged, weights: Tensor | None, tolerance: float) -> Iterator[None]:
+        """Answer under a merged model while the context lasts.
+
+        Args:
+            weights: w(x), (documents, experts), or None for a model without exclusive parts.
+            tolerance: as `twinbench.routing.attach.attach` takes it.
+        """
+        self._merged, self._weights, self._tolerance, self.warnings = merged, weights, tolerance, []
+        try:
+            yield
+        finally:
+            self._merged = self._weights = None
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return self._in_shares(lambda mine: self._by_route(super(Served, self).loglikelihood, mine), requests)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        return self._in_shares(self._generated, requests)
+
+    def _generated(self, requests: list[Instance]) -> list[str]:
+        order = sorted(range(len(requests)), key=lambda at: -len(requests[at].args[0]))
+        found: list = [None] * len(requests)
+        with tqdm(total=len(order), desc="generating", unit="prompt", leave=False) as bar:
+
+            def ask(asked: list[Instance]) -> list[str]:
+                return self._in_batches(asked, lambda part: super(Served, self).generate_until(part, True), bar)
+
+            for at, answer in zip(order, self._by_route(ask, [requests[at] for at in order]), strict=True):
+                found[at] = answer
+        return found
+
+    def _in_shares(self, ask: Callable[[list[Instance]], list], requests: list[Instance]) -> list:
+        """Ask this process's share of the requests, whole questions, and hear of the other processes' answers."""
+        mine = [at for at, request in enumerate(requests) if request.doc_id % processes.count() == processes.rank()]
+        answers = ask([requests[at] for at in mine]) if mine else []
+        found = dict(processes.gathered(list(zip(mine, answers, strict=True))))
+        return [found[at] for at in range(len(requests))]
+
+    def _by_route(self, ask: Callable[[list[Instance]], list], requests: list[Instance]) -> list:
+        """Ask requests under the weights of their routes; a handful of routes are merged, others run side by side."""
+        if self._weights is None:
+            self._load(self._merged.shared)
+            return ask(requests)
+        routes = self._weights[[request.doc_id for request in requests]]
+        distinct, group = routes.unique(dim=0, return_inverse=True)
+        if self._load is None or len(distinct) > max(self._weights.shape[1], len(routes) // SHARED):
+            if self._load:
+                self._load(self._merged.shared)
+            self._route_of = {request.args[0]: route for request, route in zip(requests, routes, strict=True)}
+            with attach(self.model, self._merged.exclusive, self._tolerance) as self._routes:
+                try:
+                    return ask(requests)
+                finally:
+                    self._routes = None
+        found: list = [None] * len(requests)
+        for number, route in enumerate(distinct):
+            rows = (group == number).nonzero().flatten().tolist()
+            self._load(with_route(self._merged, route.tolist()))
+            for row, answer in zip(rows, ask([requests[row] for row in rows]), strict=True):
+                found[row] = answer
+        return found
+
+    def _in_batches(self, items: list, run: Callable[[list], list], bar: tqdm, size: int | None = None) -> list:
+        """Run items in batches; where a GPU's memory is too small for one, in smaller ones from then on."""
+        size, found = size or int(self.batch_size), []
+        while len(found) < len(items):
+            part = items[len(found) : len(found) + size]
+            try:
+                found += run(part)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                torch.cuda.empty_cache()
+                size //= 2
+                self._warn(f"GPU out of memory: batches of {size}")
+                continue
+            bar.update(len(part))
+        return found
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations, and whether each is what greedy decoding writes."""
+        options: dict[tuple[int, ...], dict[tuple[int, ...], tuple[float, bool] | None]] = {}
+        texts = {}
+        for (text, _), context, continuation in requests:
+            options.setdefault(tuple(context), {})[tuple(continuation)] = None
+            texts[tuple(context)] = text
+        contexts = sorted(options, key=len, reverse=True)
+        most = max(len(found) for found in options.values())
+        longest = max(len(continuation) for found in options.values() for continuation in found)
+        size = int(self.batch_size) if longest == 1 else max(1, int(self.batch_size) // most)
+
+        def run(part: list[tuple[int, ...]]) -> list[None]:
+            found = self._scored(part, [list(options[context]) for context in part], [texts[c] for c in part])
+            for context, scores in zip(part, found, strict=True):
+                options[context] = dict(zip(options[context], scores, strict=True))
+            return [None] * len(part)
+
+        with tqdm(total=len(contexts), desc="log-likelihoods", unit="prompt", leave=False) as bar:
+            self._in_batches(contexts, run, bar, size)
+        return [options[tuple(context)][tuple(continuation)] for _, context, continuation in requests]
+
+    @torch.inference_mode()
+    def _scored(
+        self, contexts: list[Sequence[int]], options: list[list[Sequence[int]]], texts: list[str]
+    ) -> list[list[tuple[float, bool]]]:
+        """Score each context's options: a pass over the contexts, and one over what follows an option's first token."""
+        room = self.max_length - max(len(option) for found in options for option in found)
+        cut = sum(len(context) > room for context in contexts)
+        if cut:
+            self._warn(f"{cut} prompts longer than {room} tokens: their beginning is left out")
+        ids, mask = _padded([list(context)[-room:] for context in contexts], left=True, device=self.device)
+        several = any(len(option) > 1 for found in options for option in found)
+        self._follow(texts, range(len(texts)))
+        out = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=several, logits_to_keep=1
+        )
+        first = out.logits[:, -1].float().log_softmax(-1)
+        owners = [row for row, found in enumerate(options) for _ in found]
+        flat = [list(option) for found in options for option in found]
+        scores = [float(first[row, option[0]]) for row, option in zip(owners, flat, strict=True)]
+        greedy = [int(first[row].argmax()) == option[0] for row, option in zip(owners, flat, strict=True)]
+        if several:
+            cache, rows = out.past_key_values, torch.tensor(owners, device=ids.device)
+            cache.batch_select_indices(rows)
+            inputs, shown = _padded([option[:-1] for option in flat], left=False, device=self.device)
+            whole = torch.cat([mask[rows], shown], 1)
+            self._follow(texts, owners)
+            logits = self.model(
+                input_ids=inputs,
+                attention_mask=whole,
+                position_ids=_positions(whole)[:, mask.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits.float()
+            for row, option in enumerate(flat):
+                if len(option) > 1:
+                    wanted = torch.tensor(option[1:], device=ids.device)
+                    found = logits[row, : len(wanted)]
+                    scores[row] += float(found.log_softmax(-1).gather(1, wanted[:, None]).sum())
+                    greedy[row] = greedy[row] and bool((found.argmax(-1) == wanted).all())
+        pairs = iter(zip(scores, greedy, strict=True))
+        return [[next(pairs) for _ in found] for found in options]
+
+    def tok_batch_encode(self, strings: Sequence[str], *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """As ``HFLM``'s, which calls this for each batch right before it generates: these are the prompts of it."""
+        ids, mask = super().tok_batch_encode(strings, *args, **kwargs)
+        self._follow(list(strings), range(len(strings)))
+        room = kwargs.get("left_truncate_len")
+        cut = sum(len(self.tok_encode(text)) > room for text in strings) if room and ids.shape[1] >= room else 0
+        if cut:
+            self._warn(f"{cut} prompts longer than {room} tokens: their beginning is left out")
+        return ids, mask
+
+    def _follow(self, texts: list[str], owners: Sequence[int]) -> None:
+        """Set the routes of the batch that comes next, where exclusive parts run beside the shared model."""
+        if self._routes is not None:
+            self._routes.weights = torch.stack([self._route_of[texts[owner]] for owner in owners])
+
+    def _warn(self, what: str) -> None:
+        if what not in self.warnings:
+            self.warnings.append(what)
+
+
+def _padded(rows: list[list[int]], *, left: bool, device) -> tuple[Tensor, Tensor]:
+    """Token ids (n, longest) and their mask, 0 where there is padding."""
+    width = max(len(row) for row in rows)
+    sides = [(width - len(row), 0) if left else (0, width - len(row)) for row in rows]
+    ids = torch.stack([F.pad(torch.tensor(row, dtype=torch.long), side) for row, side in zip(rows, sides, strict=True)])
+    mask = torch.stack([F.pad(torch.ones(len(row), dtype=torch.long), s) for row, s in zip(rows, sides, strict=True)])
+    return ids.to(device), mask.to(device)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp(min=0)
