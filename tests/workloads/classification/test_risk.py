@@ -92,8 +92,8 @@ def test_a_router_of_a_suite_goes_by_its_costs(suite):
     for task in CLASSES:
         weights, _ = learned.weights(*asked, task, "test")
         probable = router.logits(learned._features(suite, None, asked[2], task, "test")[0]).softmax(1)
-        expected = torch.stack([(probable * expected[:, expert]).sum(1) for expert in range(3)], 1)
-        assert torch.equal(weights.argmax(1), expected.argmin(1))
+        losses = torch.stack([(probable * expected[:, expert]).sum(1) for expert in range(3)], 1)
+        assert torch.equal(weights.argmax(1), losses.argmin(1))
         torch.testing.assert_close(weights.sort(1).values, torch.tensor([[0.0, 0, 1]]).expand(10, 3))
 
 
