@@ -29,7 +29,8 @@ from twinbench.plan.signature import draws, hyperparameters, signature
 from twinbench.plan.suite import generative, head, merged, own_experts, recipe
 from twinbench.records import provenance, store
 from twinbench.system import cached, processes
-from twinbench.system.mistakes import MISTAKES, one_line
+from twinbench.system.errors import MISTAKES, one_line
+from twinbench.system.mistakes import Mistake
 
 MEASURED = (
     *("task", "metric", "primary", "value", "n", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"),
@@ -252,7 +253,7 @@ def open_suite(suite_json: str, device: str):
         how = {name: recipe(config, spec) for name, spec in own.items()}
         untrained = [name for name in how if cached.damaged(expert_folder(config, name))]
         if untrained and processes.count() > 1:
-            raise ValueError(
+            raise Mistake(
                 f"suite {config['name']}: the experts {', '.join(untrained)} are not trained yet, or damaged, which "
                 "one process mends: start it once without the launcher"
             )
@@ -277,9 +278,7 @@ def pick_device(asked: str | None) -> str:
     if asked == "cuda" and processes.count() > 1:
         asked = f"cuda:{processes.local_rank()}"
     if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={asked}: torch {torch.__version__} sees no CUDA device; use device=cpu or leave it out"
-        )
+        raise Mistake(f"device={asked}: torch {torch.__version__} sees no CUDA device; use device=cpu or leave it out")
     return asked
 
 

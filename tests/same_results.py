@@ -1,4 +1,4 @@
-"""Do two results folders hold the same numbers? `python tests/same_results.py OLD NEW` compares the runs that both have.
+"""Do two results folders hold the same numbers? `python tests/same_results.py OLD NEW` compares the runs in both.
 
 It compares per run_id the newest finished run: every row's task, split, metric, value and bytes, and every prediction,
 to the last digit. Seconds, dates and versions may differ. It prints what differs and what only one folder has; exit

@@ -19,6 +19,7 @@ from twinbench.routing.router import Mlp, Oracle, Router
 from twinbench.suite import Suite
 from twinbench.system import processes
 from twinbench.system.memory import peak_memory
+from twinbench.system.mistakes import Mistake, mistakes
 from twinbench.workloads.classification import score as classification
 from twinbench.workloads.generation import data as language
 
@@ -32,12 +33,13 @@ def validate(tasks: list[str], method: Method, router: Mlp | Oracle, protocol: s
         ValueError: a hyperparameter is out of range, or the protocol and the router contradict each other.
     """
     if protocol == "blind" and isinstance(router, Oracle):
-        raise ValueError("protocol=blind knows no task, which is what router=oracle goes by; choose router=mlp")
+        raise Mistake("protocol=blind knows no task, which is what router=oracle goes by; choose router=mlp")
     nothing = {task: {} for task in tasks}
-    if method.shared:
-        method.merge({}, nothing, shared=method.shared.merge({}, nothing).shared)
-    else:
-        method.merge({}, nothing)
+    with mistakes():
+        if method.shared:
+            method.merge({}, nothing, shared=method.shared.merge({}, nothing).shared)
+        else:
+            method.merge({}, nothing)
 
 
 def run(

@@ -28,8 +28,9 @@ from twinbench.assets.sources import fetch
 from twinbench.merging.merged import Merged
 from twinbench.plan import preflight, targets
 from twinbench.plan.signature import Signature, checked_signature, hyperparameters
+from twinbench.system.errors import MISTAKES, one_line
 from twinbench.system.files import new_folder
-from twinbench.system.mistakes import MISTAKES, check_name, one_line
+from twinbench.system.mistakes import Mistake, check_name, mistakes
 from twinbench.weights.expert import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
 from twinbench.weights.pretrained import copied, new_model
 from twinbench.weights.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
@@ -56,7 +57,8 @@ def run(cfg: DictConfig) -> None:
     sources = {who: _source(where) for who, where in {"base": config["base"], **config["experts"]}.items()}
     bound = {"seed": config["seed"]} if "seed" in takes.arguments else {}
     method = functools.partial(instantiate(cfg.method), **bound)
-    method({}, {expert: {} for expert in config["experts"]})
+    with mistakes():
+        method({}, {expert: {} for expert in config["experts"]})
     folders = {who: fetch(source) for who, source in sources.items()}
     start = time.perf_counter()
     text = card(name, hyperparameters(config["method"]) | bound, sources)
@@ -80,27 +82,27 @@ def check(config: Mapping, name: str) -> Signature:
     targets.check(config, config["allow"])
     takes = checked_signature(name, config["method"])
     if takes.route == "task":
-        raise ValueError(
+        raise Mistake(
             f"method={name} gives each task a model of its own, and no command writes these to disk; choose a static "
             "method, such as ties"
         )
     if takes.route or "shared" in takes.arguments:
-        raise ValueError(
+        raise Mistake(
             f"method={name} gives a shared model with adapters: a suite of classifiers is written so by "
             f"python run.py suite=NAME method={name} export=DIR; here choose a static method, such as ties"
         )
     targets.check_kinds("method", hyperparameters(config["method"]), targets.arguments(config["method"]["_target_"]))
     experts = config["experts"]
     if not isinstance(experts, dict) or not experts:
-        raise ValueError(f"experts must map names to sources, experts='{{a: DIR, b: DIR}}'; got {experts!r}")
+        raise Mistake(f"experts must map names to sources, experts='{{a: DIR, b: DIR}}'; got {experts!r}")
     for expert, where in {"base": config["base"], **experts}.items():
         check_name("expert", expert)
         if not isinstance(where, str | dict) or not where:
-            raise ValueError(f"{expert} must be a folder or a source such as {{path: DIR}}, got {where!r}")
+            raise Mistake(f"{expert} must be a folder or a source such as {{path: DIR}}, got {where!r}")
     if "base" in experts:
-        raise ValueError("experts: the name base is the base's own")
+        raise Mistake("experts: the name base is the base's own")
     if not isinstance(config["out"], str) or not config["out"]:
-        raise ValueError(f"out must be a new folder, got {config['out']!r}")
+        raise Mistake(f"out must be a new folder, got {config['out']!r}")
     return takes
 
 

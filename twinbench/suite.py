@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from twinbench.system.mistakes import Mistake
 from twinbench.weights.expert import bare, check_vocabulary, encoder, in_pooler, is_adapter, open_expert
 from twinbench.weights.lora import read_factors
 from twinbench.weights.pretrained import new_model, open_pretrained
@@ -131,7 +132,7 @@ def open_causal_suite(
     tokenizer = open_tokenizer(words)
     last, known = max(tokenizer.get_vocab().values()), open_pretrained(AutoConfig, base_folder).vocab_size
     if last >= known:
-        raise ValueError(f"the tokenizer ({words}) has tokens up to {last}, the base embeddings for {known}")
+        raise Mistake(f"the tokenizer ({words}) has tokens up to {last}, the base embeddings for {known}")
     base, reference = read_checkpoint(base_folder), layout(base_folder)
     check_finite(base, "base")
     weights = {}
@@ -160,9 +161,9 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = open_pretrained(AutoTokenizer, folder, truncation_side="left")
     except ValueError as error:
-        raise ValueError(f"{needed} ({error})") from error
+        raise Mistake(f"{needed} ({error})") from error
     if not tokenizer("word", add_special_tokens=False)["input_ids"]:  # a class known by the model, and no vocabulary
-        raise ValueError(needed)
+        raise Mistake(needed)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 
@@ -232,7 +233,7 @@ def _head(state: StateDict, entries: Layout, skeleton: nn.Module, merged: Layout
     found = {name: shape for name, (_, shape) in entries.items() if above(name)}
     found = {name: shape for name, shape in found.items() if name in wanted or not name.startswith(prefix)}
     if found != wanted:
-        raise ValueError(f"{who}: task {task.name} needs the head {wanted}, the checkpoint has {found}")
+        raise Mistake(f"{who}: task {task.name} needs the head {wanted}, the checkpoint has {found}")
     return StateDict(found, state.__getitem__)
 
 
@@ -250,7 +251,7 @@ def _in_order(head: StateDict, base_folder: Path, folder: Path, who: str, task: 
 
 def _lent(head: StateDict, owner: Task, task: Task) -> StateDict:
     if owner.classes != task.classes:
-        raise ValueError(
+        raise Mistake(
             f"task {task.name}: the head of {owner.name} gives {owner.classes or 'a value'}, the task has "
             f"{task.classes or 'a value'}; they must be the same in the same order"
         )

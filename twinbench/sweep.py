@@ -11,6 +11,7 @@ from twinbench.plan import preflight
 from twinbench.records import store
 from twinbench.system import processes
 from twinbench.system.ending import interrupt_first
+from twinbench.system.mistakes import Mistake
 
 ONE = ("results_dir", "plan", "wandb", "wandb.mode", "wandb.project")  # keys that a sweep has one value of
 
@@ -26,7 +27,7 @@ def check(config: DictConfig, swept: Sequence[str]) -> None:
     """
     for key in ONE:
         if key in swept:
-            raise ValueError(f"{key} has several values, and a sweep has one; sweep over what is measured")
+            raise Mistake(f"{key} has several values, and a sweep has one; sweep over what is measured")
     whole = OmegaConf.to_container(OmegaConf.masked_copy(config, preflight.SETTINGS), resolve=True)
     preflight.settings(whole)
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from twinbench.plan import preflight
-from twinbench.system.mistakes import MISTAKES, one_line
+from twinbench.system.errors import MISTAKES, one_line
 
 GROUPS = ("suite", "method", "router", "experiment")
 PARSER = OverridesParser.create()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from twinbench.system.cached import made
+from twinbench.system.mistakes import Mistake
 from twinbench.weights.pretrained import open_pretrained
 
 
@@ -26,7 +27,7 @@ def _dequantize(file: Path, folder: Path) -> None:
         read = open_pretrained(AutoModelForCausalLM, file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = open_pretrained(AutoTokenizer, file.parent, gguf_file=file.name)
     except ValueError as error:
-        raise ValueError(f"{file.name} is no GGUF model that can be read: {error}") from error
+        raise Mistake(f"{file.name} is no GGUF model that can be read: {error}") from error
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from twinbench.assets.headers import shapes
 from twinbench.system.cached import made
+from twinbench.system.mistakes import Mistake
 
 FORMAT = "qwen2 a"  # of what is written here; another makes what is cached anew
 ADAPTED = "base_model.model."
@@ -76,12 +77,12 @@ def _convert(folder: Path, target: Path) -> None:
             unknown.append(name)
         places |= {f"{part}.{kind}": (name, at, len(new)) for at, part in enumerate(new)}
     if unknown:
-        raise ValueError(f"{folder}: the language model of the Qwen of 2023 has no {listed(unknown)}")
+        raise Mistake(f"{folder}: the language model of the Qwen of 2023 has no {listed(unknown)}")
     entries = {}
     for new, (old, _, count) in places.items():
         dtype, (rows, *rest) = found[old]
         if rows % count:
-            raise ValueError(f"{folder}: {old} has {rows} rows, which are not queries, keys and values of equal width")
+            raise Mistake(f"{folder}: {old} has {rows} rows, which are not queries, keys and values of equal width")
         entries[new] = (dtype, (rows // count, *rest))
     _check(config, entries, folder)
     config.dtype = DTYPES[entries["model.embed_tokens.weight"][0]]
@@ -130,14 +131,14 @@ def _convert_adapter(folder: Path, target: Path) -> None:
         read = file.get_tensor(key)
         shared = factor is not None and factor["factor"] == "A"
         if not shared and len(read) % len(new):
-            raise ValueError(f"{folder}: {key} has {len(read)} rows, which cannot be cut in {len(new)}")
+            raise Mistake(f"{folder}: {key} has {len(read)} rows, which cannot be cut in {len(new)}")
         pieces = [read] * len(new) if shared else read.chunk(len(new))
         for part, piece in zip(new, pieces, strict=True):
             tensors[ADAPTED + part + name[len(old) :]] = piece.clone()
         if factor:
             modules |= dict.fromkeys(new, old)
     if unknown:
-        raise ValueError(f"{folder}: adapts what the Qwen of 2023 does not have: {listed(unknown)}")
+        raise Mistake(f"{folder}: adapts what the Qwen of 2023 does not have: {listed(unknown)}")
     print(f"rewriting adapter {folder.name} for Qwen2, once", flush=True)
     (target / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     written = json.dumps(_adapter_config(config, modules, by_pattern), indent=2)
@@ -160,7 +161,7 @@ def _config(folder: Path):
     needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     absent = [key for key in (*needed, "seq_length") if not isinstance(old.get(key), int)]
     if absent:
-        raise ValueError(f"{path}: a Qwen of 2023 needs whole numbers for {', '.join(absent)}")
+        raise Mistake(f"{path}: a Qwen of 2023 needs whole numbers for {', '.join(absent)}")
     width = old.get("kv_channels", 128) * old["num_attention_heads"]
     for wrong, what in (
         (not old.get("no_bias", True), "no_bias=false (biases beside those of queries, keys and values)"),
@@ -169,7 +170,7 @@ def _config(folder: Path):
         ("quantization_config" in old, "quantized weights"),
     ):
         if wrong:
-            raise ValueError(f"{path}: {what}: there is no equal of it in Qwen2")
+            raise Mistake(f"{path}: {what}: there is no equal of it in Qwen2")
     end = _json(folder / "generation_config.json").get("eos_token_id")
     return Qwen2Config(
         **{key: old[key] for key in needed} | {"intermediate_size": old["intermediate_size"] // 2},

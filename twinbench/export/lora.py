@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from twinbench.merging.compress import LowRank, Part
+from twinbench.system.mistakes import Mistake
 
 
 def split(parts: Mapping[str, Part], who: str) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
@@ -22,7 +23,7 @@ def split(parts: Mapping[str, Part], who: str) -> tuple[dict[str, LowRank], dict
     vectors = {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.dim() < 2}
     other = [name for name in parts if name not in low and name not in vectors]
     if other:
-        raise ValueError(
+        raise Mistake(
             f"expert {who}: {other[0]} is not low-rank, so no LoRA adapter can hold it; use method.compression=svd"
         )
     return low, vectors
@@ -45,7 +46,7 @@ def lora(parts: Mapping[str, LowRank], backbone: nn.Module) -> tuple[dict, dict[
         module = backbone.get_submodule(owner)
         if parameter != "weight" or not isinstance(module, (nn.Linear, nn.Embedding)):
             kind = type(module).__name__
-            raise ValueError(f"LoRA adapters hold the weights of Linear and Embedding; {name} belongs to a {kind}")
+            raise Mistake(f"LoRA adapters hold the weights of Linear and Embedding; {name} belongs to a {kind}")
         key, ranks[owner] = f"base_model.model.{owner}", right.shape[0]
         if isinstance(module, nn.Linear):
             tensors |= {f"{key}.lora_A.weight": right, f"{key}.lora_B.weight": left}
@@ -79,4 +80,4 @@ def _nothing(backbone: nn.Module) -> dict[str, LowRank]:
             weight = module.weight
             zeros = LowRank(weight.new_zeros(weight.shape[0], 1), weight.new_zeros(1, weight.shape[1]))
             return {f"{name}.weight": zeros}
-    raise ValueError(f"{type(backbone).__name__} has no Linear, so no LoRA adapter fits it")
+    raise Mistake(f"{type(backbone).__name__} has no Linear, so no LoRA adapter fits it")

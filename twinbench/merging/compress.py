@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from twinbench.system.mistakes import Mistake
+
 
 class LowRank(NamedTuple):
     """``left @ right``: (d_out, r) and (r, d_in), the singular values folded into one of them.
@@ -70,10 +72,10 @@ def svd(delta: Tensor, rank: int, basis: Callable[[Tensor], Tensor] = basis) -> 
         ValueError: the rank is below 1, or the matrix holds NaN or infinity.
     """
     if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+        raise Mistake(f"rank must be at least 1, got {rank}")
     bounds = torch.stack(torch.aminmax(delta))  # one pass tells NaN, infinity and zero
     if not torch.isfinite(bounds).all():
-        raise ValueError("cannot factor a matrix with NaN or infinite elements")
+        raise Mistake("cannot factor a matrix with NaN or infinite elements")
     if not bounds.any():
         *stack, d_out, d_in = delta.shape
         return LowRank(delta.new_zeros(*stack, d_out, 0), delta.new_zeros(*stack, 0, d_in))

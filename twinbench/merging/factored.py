@@ -19,6 +19,7 @@ from torch import Tensor
 
 from twinbench.merging.compress import LowRank, dense, is_zero, svd
 from twinbench.merging.merged import Merged
+from twinbench.system.mistakes import Mistake
 from twinbench.weights.state_dict import listed
 
 PROBED = (32, 16)  # shape of the random models that tell whether a method is linear: matrices, as all that LoRA adapts
@@ -73,7 +74,7 @@ def coefficients(static: Callable[..., Merged], experts: Sequence[str]) -> dict[
     vectors = torch.stack([(other - origin).flatten() for other in others], 1).double()
     found = torch.linalg.lstsq(vectors, difference.double()[:, None]).solution[:, 0]
     if not torch.allclose(vectors @ found, difference.double(), atol=1e-4):
-        raise ValueError(
+        raise Mistake(
             "suite.factored=true takes methods that are linear in the experts (task_arithmetic, average, expert, "
             "pretrained), alone or as the shared expert's; this one is not: use suite.factored=false"
         )
@@ -89,7 +90,7 @@ def linear(adapters: Mapping[str, Factors], coefficients: Mapping[str, float]) -
         ValueError: a coefficient is not finite, or adapters have another shape for the same name.
     """
     if not all(map(math.isfinite, coefficients.values())):
-        raise ValueError(f"coefficients must be finite, got {dict(coefficients)}")
+        raise Mistake(f"coefficients must be finite, got {dict(coefficients)}")
     return {
         name: _sum(name, {t: (coefficients[t], parts[name]) for t, parts in adapters.items() if name in parts})
         for name in _names(adapters.values())
@@ -109,7 +110,7 @@ def exclusive(adapters: Mapping[str, Factors], shared: Factors, rank_ratio: floa
         ValueError: rank_ratio is out of range, factors are not finite, or shapes differ.
     """
     if not 0 < rank_ratio <= 1:
-        raise ValueError(f"rank_ratio must be in (0, 1], got {rank_ratio}")
+        raise Mistake(f"rank_ratio must be in (0, 1], got {rank_ratio}")
     found = {}
     for t, parts in adapters.items():
         beyond = {name: _beyond(name, parts, shared, rank_ratio) for name in _names([parts, shared])}
@@ -134,9 +135,9 @@ def truncated(part: LowRank, rank: int) -> LowRank:
         ValueError: the rank is below 1, or a factor holds NaN or infinity.
     """
     if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+        raise Mistake(f"rank must be at least 1, got {rank}")
     if not all(torch.isfinite(factor).all() for factor in part):
-        raise ValueError("cannot factor a matrix with NaN or infinite elements")
+        raise Mistake("cannot factor a matrix with NaN or infinite elements")
     left, right = part.left.double(), part.right.double()
     noise = torch.finfo(torch.float32).eps * (left.norm(dim=0) @ right.norm(dim=1))
     (q1, r1), (q2, r2) = torch.linalg.qr(left), torch.linalg.qr(right.T)
@@ -167,12 +168,12 @@ def separate(
             scaling or rank is out of range.
     """
     if len(weights) != len(adapters) or not adapters:
-        raise ValueError(f"weights must be one for each of at least 1 adapter, got {len(weights)} for {len(adapters)}")
+        raise Mistake(f"weights must be one for each of at least 1 adapter, got {len(weights)} for {len(adapters)}")
     if not math.isfinite(scaling):
-        raise ValueError(f"scaling must be finite, got {scaling}")
+        raise Mistake(f"scaling must be finite, got {scaling}")
     lacking = [f"{name} of {t}" for name in _names(adapters.values()) for t in adapters if name not in adapters[t]]
     if lacking:
-        raise ValueError(f"A and B merge apart only where all adapters have them, missing: {listed(lacking)}")
+        raise Mistake(f"A and B merge apart only where all adapters have them, missing: {listed(lacking)}")
 
     def route(factors: list[Tensor]) -> Tensor:
         shared = scaling * sum(factors)
@@ -193,7 +194,7 @@ def with_shared(weights: Tensor, experts: int) -> Tensor:
         ValueError: weights is no matrix.
     """
     if weights.dim() != 2:
-        raise ValueError(f"weights must be (samples, experts), got {tuple(weights.shape)}")
+        raise Mistake(f"weights must be (samples, experts), got {tuple(weights.shape)}")
     return torch.nn.functional.pad(weights, (experts, 0), value=1.0)
 
 
@@ -217,4 +218,4 @@ def _sum(name: str, terms: Mapping[str, tuple[float, LowRank]]) -> LowRank:
 
 def _check_shapes(name: str, shapes: Mapping[str, tuple]) -> None:
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"{name} differs in shape: {listed([f'{who} {shape}' for who, shape in shapes.items()])}")
+        raise Mistake(f"{name} differs in shape: {listed([f'{who} {shape}' for who, shape in shapes.items()])}")

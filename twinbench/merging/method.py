@@ -8,6 +8,7 @@ from functools import lru_cache
 from twinbench.merging import factored
 from twinbench.merging.merged import Merged, materialize
 from twinbench.suite import Suite
+from twinbench.system.mistakes import Mistake
 from twinbench.weights.state_dict import StateDict
 
 FACTORED = ("individual", "twin_merging")  # of the methods with exclusive parts, those with a form for LoRA factors
@@ -58,9 +59,9 @@ def _factored(suite: Suite, method: Method) -> Merged:
     """
     settings, name = _bound(method.merge), method.identity.partition(" ")[0]
     if method.route and name not in FACTORED:
-        raise ValueError(f"{name} has no factored form ({', '.join(FACTORED)} have): use suite.factored=false")
+        raise Mistake(f"{name} has no factored form ({', '.join(FACTORED)} have): use suite.factored=false")
     if settings.get("compression", "svd") != "svd":
-        raise ValueError(f"suite.factored=true keeps factors: compression must be svd, got {settings['compression']!r}")
+        raise Mistake(f"suite.factored=true keeps factors: compression must be svd, got {settings['compression']!r}")
     if method.route == "task":
         return factored.merge(suite.base, suite.experts, None, 1.0)
     static = (method.shared or method).merge

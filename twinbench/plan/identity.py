@@ -16,6 +16,7 @@ from twinbench.assets.sources import HUB, cache_dir, fingerprint, unpinned
 from twinbench.plan.signature import completed, signature
 from twinbench.plan.suite import generative, head, merged, own_experts, recipe
 from twinbench.system import source
+from twinbench.system.mistakes import Mistake
 
 LM_EVAL = Path(__file__).parents[1] / "tasks" / "lm_eval"
 PREFIX = "twinbench_"  # and the name of a file there: one of our own lm-eval tasks
@@ -31,12 +32,12 @@ def suite_identity(suite: Mapping) -> dict:
     """
     who, checkpoints = f"suite {suite['name']}", suite["checkpoints"]
     if (suite["finetune"] is None) == (checkpoints is None):
-        raise ValueError(f"{who}: set one of finetune and checkpoints, and the other to null")
+        raise Mistake(f"{who}: set one of finetune and checkpoints, and the other to null")
     own = own_experts(suite)
     if checkpoints is not None and set(checkpoints) != set(own):
-        raise ValueError(f"{who}: checkpoints are of {', '.join(checkpoints)}, tasks {', '.join(own)}")
+        raise Mistake(f"{who}: checkpoints are of {', '.join(checkpoints)}, tasks {', '.join(own)}")
     if suite.get("tokenizer") and not generative(suite):
-        raise ValueError(f"{who}: tokenizer is for generative suites; classifiers have their base's")
+        raise Mistake(f"{who}: tokenizer is for generative suites; classifiers have their base's")
     _check_commits(suite)
     causal = generative(suite)
     experts = _recipes(suite) if checkpoints is None else {name: fingerprint(checkpoints[name]) for name in own}
@@ -133,7 +134,7 @@ def _check_commits(suite: Mapping) -> None:
     hubs = {key: unpinned(given) for key, given in sources.items() if given.get("hub")}
     wanted = [f"{key}=COMMIT of {repository}" for key, repository in hubs.items() if repository]
     if wanted:
-        raise ValueError(
+        raise Mistake(
             f"suite {suite['name']} is read at commits (40 hex digits, for branches and tags move), so give "
             f"{', '.join(wanted)}: `git ls-remote {HUB}/OWNER/REPO HEAD` prints one"
         )
@@ -168,7 +169,7 @@ def _written(file: Path, inside: tuple[Path, ...] = ()) -> dict:
         FileNotFoundError: there is no such file.
     """
     if file.resolve() in inside:
-        raise ValueError(f"{file}: it includes itself")
+        raise Mistake(f"{file}: it includes itself")
 
     class Loader(yaml.SafeLoader):
         """Knows ``!function``."""
@@ -177,9 +178,9 @@ def _written(file: Path, inside: tuple[Path, ...] = ()) -> dict:
     try:
         own = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{file}: not YAML ({error})") from error
+        raise Mistake(f"{file}: not YAML ({error})") from error
     if not isinstance(own, dict):
-        raise ValueError(f"{file}: an lm-eval task is a mapping, got {type(own).__name__}")
+        raise Mistake(f"{file}: an lm-eval task is a mapping, got {type(own).__name__}")
     included = own.pop("include", [])
     found = {}
     for other in included if isinstance(included, list) else [included]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from twinbench.plan.identity import by_content, hashed, leaf_identity, suite_identity
 from twinbench.plan.signature import Signature, checked_signature, completed, draws, hyperparameters
 from twinbench.plan.suite import generative, merged
-from twinbench.system.mistakes import one_of
+from twinbench.system.mistakes import Mistake, one_of
 
 PROTOCOLS = ("strict", "paper", "blind")
 SPLITS = ("test", "validation")
@@ -110,32 +110,32 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
         ValueError: the folder has something in it, or the model is more than one shared model and LoRA adapters.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"export={folder} must be a new or empty folder, and something is there")
+        raise Mistake(f"export={folder} must be a new or empty folder, and something is there")
     if job.method == "individual":
-        raise ValueError("method=individual has nothing to export: its experts are models already")
+        raise Mistake("method=individual has nothing to export: its experts are models already")
     if job.route == "task":
-        raise ValueError(
+        raise Mistake(
             f"method={job.method} gives each task a model of its own, and no command writes these to disk; what can be "
             "exported is a static method, such as ties, or method=twin_merging"
         )
     if generative(suite) and job.route:
-        raise ValueError(
+        raise Mistake(
             f"method={job.method} of language models cannot be written to disk yet: export writes classifiers; a "
             "static method, such as ties, is merged by python -m twinbench.merge"
         )
     if generative(suite):
         words = f"python -m twinbench.merge method={job.method}"
-        raise ValueError(f"export writes classifiers; {words} merges language models to disk")
+        raise Mistake(f"export writes classifiers; {words} merges language models to disk")
     if job.protocol == "paper":
-        raise ValueError("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
+        raise Mistake("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
     reads = job.router or {}
     if reads.get("minimum_risk"):
-        raise ValueError("export writes a router whose weights are its probabilities: minimum_risk=false")
+        raise Mistake("export writes a router whose weights are its probabilities: minimum_risk=false")
     if reads.get("source", "shared") != "shared" or reads.get("characters"):
-        raise ValueError("export writes a router of the shared expert's hidden states: source=shared, characters=0")
+        raise Mistake("export writes a router of the shared expert's hidden states: source=shared, characters=0")
     compression = job.params.get("compression", "svd")
     if compression != "svd":
-        raise ValueError(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")
+        raise Mistake(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")
 
 
 def _method(config: Mapping, names: Mapping[str, str]) -> tuple[Signature, dict, list[dict], bool]:
@@ -146,7 +146,7 @@ def _method(config: Mapping, names: Mapping[str, str]) -> tuple[Signature, dict,
     if "shared" in takes.arguments:
         inner, given = checked_signature(names["shared"], config["shared"]), hyperparameters(config["shared"])
         if inner.route or "shared" in inner.arguments:
-            raise ValueError(f"method@shared={names['shared']}: the shared expert needs a static method")
+            raise Mistake(f"method@shared={names['shared']}: the shared expert needs a static method")
         params |= {"shared": {"method": names["shared"], **given}}
         leaves.append(leaf_identity(config["shared"]))
         drawn |= draws(inner, given)
@@ -161,16 +161,16 @@ def _check_protocol(config: Mapping, method: str, known: bool) -> None:
     """
     unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
     if config["protocol"] == "paper" and generative(config["suite"]):
-        raise ValueError("protocol=paper is about heads and biases that generative experts do not have; use strict")
+        raise Mistake("protocol=paper is about heads and biases that generative experts do not have; use strict")
     if unseen and (known or config["protocol"] != "strict"):
         what = f"method={method} goes by the known task" if known else f"protocol={config['protocol']}"
-        raise ValueError(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under strict")
+        raise Mistake(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under strict")
 
 
 def _check_risk(config: Mapping) -> None:
     """Find what leaves the costs of a router that minimizes risk undefined."""
     what = "router.minimum_risk goes by what each expert scores under the other tasks' heads"
     if generative(config["suite"]):
-        raise ValueError(f"{what}, and generative tasks have no heads; use router=mlp")
+        raise Mistake(f"{what}, and generative tasks have no heads; use router=mlp")
     if config["protocol"] == "blind":
-        raise ValueError(f"{what}, and under protocol=blind a row that goes to one is wrong; use router=text")
+        raise Mistake(f"{what}, and under protocol=blind a row that goes to one is wrong; use router=text")

@@ -18,7 +18,8 @@ from twinbench.plan.signature import checked_signature, hyperparameters
 from twinbench.plan.suite import generative, narrowed
 from twinbench.records import store
 from twinbench.system import processes
-from twinbench.system.mistakes import MISTAKES, check_name, one_line, one_of
+from twinbench.system.errors import MISTAKES, one_line
+from twinbench.system.mistakes import Mistake, check_name, one_of
 
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 WANDB = ("offline", "online", "disabled")
@@ -63,7 +64,7 @@ def planned(cfg: DictConfig, choices: Mapping[str, str | None]) -> tuple[dict, d
     job = configured(config, names)
     if config["export"]:
         if processes.count() > 1:
-            raise ValueError(f"export={config['export']}: one process exports; start it without the launcher")
+            raise Mistake(f"export={config['export']}: one process exports; start it without the launcher")
         check_export(job, Path(config["export"]), config["suite"])
     return config, names, job
 
@@ -95,7 +96,7 @@ def check(config: Mapping, names: Mapping[str, str]) -> None:
     for group in ("method", "shared", "router"):
         leaf = config.get(group)
         if not isinstance(leaf, Mapping) or "_target_" not in leaf:
-            raise ValueError(f"{group} must be one of the choices of python run.py --help, got {leaf!r}")
+            raise Mistake(f"{group} must be one of the choices of python run.py --help, got {leaf!r}")
     targets.check(config, config["allow"])
     if names["experiment"]:
         check_name("experiment", names["experiment"])
@@ -113,14 +114,14 @@ def settings(config: Mapping) -> None:
     check_seed("seed", config["seed"])
     whole("batch_size", config["batch_size"])
     if config["device"] is not None and not DEVICE.fullmatch(str(config["device"])):
-        raise ValueError(f"device must be cpu, cuda, cuda:N or null, got {config['device']!r}")
+        raise Mistake(f"device must be cpu, cuda, cuda:N or null, got {config['device']!r}")
     _mapping("wandb", config["wandb"])
     one_of("wandb.mode", config["wandb"]["mode"], WANDB)
     targets.check_kind("wandb.project", config["wandb"]["project"], "str")
     if not isinstance(config["results_dir"], str) or not config["results_dir"]:
-        raise ValueError(f"results_dir must be a folder, got {config['results_dir']!r}")
+        raise Mistake(f"results_dir must be a folder, got {config['results_dir']!r}")
     if not isinstance(config["export"], str | None) or config["export"] == "":
-        raise ValueError(f"export must be a new folder or null, got {config['export']!r}")
+        raise Mistake(f"export must be a new folder or null, got {config['export']!r}")
 
 
 def suite(config: Mapping) -> None:
@@ -128,14 +129,14 @@ def suite(config: Mapping) -> None:
     _mapping("suite", config)
     for key in SUITE:
         if key not in config:
-            raise ValueError(f"suite lacks {key}; its keys are {', '.join((*SUITE, *OPTIONAL))}")
+            raise Mistake(f"suite lacks {key}; its keys are {', '.join((*SUITE, *OPTIONAL))}")
     for key in config:
         one_of("key of suite", key, (*SUITE, *OPTIONAL))
     check_name("suite.name", config["name"])
     for key in ("only", "merged"):
         value = config.get(key)
         if not (value is None or isinstance(value, list)):
-            raise ValueError(f"suite.{key} must be a list of tasks or null, as in suite.{key}=[{value}]; got {value!r}")
+            raise Mistake(f"suite.{key} must be a list of tasks or null, as in suite.{key}=[{value}]; got {value!r}")
     if config.get("limit") is not None:
         whole("suite.limit", config["limit"], " or null")
     _mapping("suite.tasks", config["tasks"])
@@ -152,19 +153,19 @@ def suite(config: Mapping) -> None:
         _task(f"suite.tasks.{name}", spec, kind)
         if positions and spec["max_length"] > positions:
             key = f"suite.tasks.{name}.max_length"
-            raise ValueError(f"{key} must be at most {positions}, the base's positions, got {spec['max_length']}")
+            raise Mistake(f"{key} must be at most {positions}, the base's positions, got {spec['max_length']}")
     _recipes(config, kind)
 
 
 def check_seed(key: str, value: object) -> None:
     if type(value) is not int or not 0 <= value < SEEDS:
-        raise ValueError(f"{key} must be a whole number in [0, 2^32), got {value!r}")
+        raise Mistake(f"{key} must be a whole number in [0, 2^32), got {value!r}")
 
 
 def whole(key: str, value: object, otherwise: str = "") -> None:
     """Raise ValueError unless a value is a whole number of at least 1."""
     if type(value) is not int or value < 1:
-        raise ValueError(f"{key} must be a whole number of at least 1{otherwise}, got {value!r}")
+        raise Mistake(f"{key} must be a whole number of at least 1{otherwise}, got {value!r}")
 
 
 def _task(place: str, spec: Mapping, causal: bool) -> None:
@@ -183,7 +184,7 @@ def _task(place: str, spec: Mapping, causal: bool) -> None:
     targets.check_values(f"{place}.rows", spec["rows"], rows)
     if not causal:
         if "_target_" not in spec["data"]:
-            raise ValueError(f"{place}.data lacks _target_, a function of twinbench.tasks that reads the rows")
+            raise Mistake(f"{place}.data lacks _target_, a function of twinbench.tasks that reads the rows")
         loads = targets.arguments(spec["data"]["_target_"])
         for name in spec["sources"]:
             one_of(f"source of {place}", name, loads)
@@ -208,7 +209,7 @@ def _recipes(config: Mapping, causal: bool) -> None:
 
 def _mapping(key: str, value: object, example: str = "") -> None:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{key} must map keys to values{example}, got {value!r}")
+        raise Mistake(f"{key} must map keys to values{example}, got {value!r}")
 
 
 def _positions(base: Mapping) -> int | None:
@@ -220,7 +221,7 @@ def _positions(base: Mapping) -> int | None:
     try:
         config = dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: not a model's configuration, which is a JSON object ({error})") from error
+        raise Mistake(f"{file}: not a model's configuration, which is a JSON object ({error})") from error
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions and config.get("model_type") in OFFSET:  # their first positions are those of padding
         positions -= (config.get("pad_token_id") or 0) + 1

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from twinbench.system import source
-from twinbench.system.mistakes import one_of
+from twinbench.system.mistakes import Mistake, one_of
 
 PREPARED = {"base", "experts", "shared", "seed", "basis"}  # arguments that the run makes; the others are the YAML's
 
@@ -73,7 +73,7 @@ def checked_signature(name: str, leaf: Mapping) -> Signature:
     for key in sorted(given - wanted):
         one_of(f"hyperparameter of {name}", key, sorted(wanted))
     if wanted - given:
-        raise ValueError(f"{name} lacks {', '.join(sorted(wanted - given))}; it takes {', '.join(sorted(wanted))}")
+        raise Mistake(f"{name} lacks {', '.join(sorted(wanted - given))}; it takes {', '.join(sorted(wanted))}")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from twinbench.system.mistakes import one_of
+from twinbench.system.mistakes import Mistake, one_of
 
 HEADS = ("pooler", "classifier")
 
@@ -17,7 +17,7 @@ def narrowed(suite: Mapping) -> dict:
     if only is None:
         return dict(suite)
     if not only:
-        raise ValueError("suite.only must list at least one task, or be null")
+        raise Mistake("suite.only must list at least one task, or be null")
     for task in only:
         one_of("task in suite.only", task, suite["tasks"])
     kept = {key: suite[key] and {t: suite[key][t] for t in only if t in suite[key]} for key in ("tasks", "checkpoints")}
@@ -34,7 +34,7 @@ def merged(suite: Mapping) -> list[str]:
     if suite.get("merged") is None:
         return own
     if not suite["merged"]:
-        raise ValueError("suite.merged must list at least one task, or be null")
+        raise Mistake("suite.merged must list at least one task, or be null")
     for task in suite["merged"]:
         one_of("task in suite.merged", task, own)
     return [task for task in own if task in suite["merged"]]
@@ -73,7 +73,7 @@ def generative(suite: Mapping) -> bool:
     asked = {name for name, task in suite["tasks"].items() if "lm_eval" in task}
     if asked and asked != set(suite["tasks"]):
         others = ", ".join(name for name in suite["tasks"] if name not in asked)
-        raise ValueError(f"suite {suite['name']}: {', '.join(sorted(asked))} are lm-eval's tasks, {others} are not")
+        raise Mistake(f"suite {suite['name']}: {', '.join(sorted(asked))} are lm-eval's tasks, {others} are not")
     return bool(asked)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from twinbench.system import source
-from twinbench.system.mistakes import one_of
+from twinbench.system.mistakes import Mistake, one_of
 
 OWN = ("method", "shared", "router", "data")  # what a configuration makes; data is a task's
 MODULES = {"data": ("twinbench.tasks",), "router": ("twinbench",)}
@@ -50,19 +50,19 @@ def check(config: Mapping, allow: Sequence[str]) -> None:
         target, role = leaf["_target_"], place.rpartition(".")[2]
         modules = (*MODULES.get(role, METHODS), *allow)
         if not isinstance(target, str) or not target.startswith(tuple(f"{module}." for module in modules)):
-            raise ValueError(
+            raise Mistake(
                 f"{place}._target_={target}: only functions in {' and '.join(modules)} may be named there; for a "
                 "package of your own add allow=[PACKAGE]"
             )
         if place not in ("method", "shared", "router") and not (place.startswith("suite.tasks.") and role == "data"):
-            raise ValueError(f"{place}._target_={target}: nothing is made there, only of {', '.join(OWN)}")
+            raise Mistake(f"{place}._target_={target}: nothing is made there, only of {', '.join(OWN)}")
         strange = [key for key in leaf if key.startswith("_") and key not in ("_target_", "_partial_")]
         if strange:
-            raise ValueError(f"{place}.{strange[0]}: beside _target_ only _partial_ has a meaning")
+            raise Mistake(f"{place}.{strange[0]}: beside _target_ only _partial_ has a meaning")
         later = role != "router"
         if leaf.get("_partial_", False) is not later:
             words = "it is called later, with more arguments" if later else "it is made as it stands"
-            raise ValueError(f"{place}._partial_ must be {str(later).lower()} beside _target_={target}: {words}")
+            raise Mistake(f"{place}._partial_ must be {str(later).lower()} beside _target_={target}: {words}")
         arguments(target)
 
 
@@ -106,7 +106,7 @@ def check_values(place: str, values: Mapping[str, object], known: Mapping[str, A
     check_kinds(place, values, known)
     for key, argument in known.items():
         if key not in values and argument.required:
-            raise ValueError(f"{place} lacks {key}, {wanted(argument.kind)}; its keys are {', '.join(known)}")
+            raise Mistake(f"{place} lacks {key}, {wanted(argument.kind)}; its keys are {', '.join(known)}")
 
 
 def check_kinds(place: str, values: Mapping[str, object], known: Mapping[str, Argument]) -> None:
@@ -119,7 +119,7 @@ def check_kind(key: str, value: object, kind: str) -> None:
     """Raise ValueError unless a value is of a kind, such as ``float | None``; kinds that are not known pass."""
     kinds = kind.split(" | ")
     if set(kinds) <= WANTED.keys() and not any(_is(value, kind) for kind in kinds):
-        raise ValueError(f"{key} must be {wanted(kind)}, got {value!r}")
+        raise Mistake(f"{key} must be {wanted(kind)}, got {value!r}")
 
 
 def wanted(kind: str) -> str:

@@ -14,6 +14,7 @@ from twinbench.assets.sources import origin
 from twinbench.plan.identity import expert_folder
 from twinbench.plan.suite import own_experts
 from twinbench.system import cached
+from twinbench.system.mistakes import Mistake
 
 if TYPE_CHECKING:  # it imports pandas, which `plan=true` need not pay
     from twinbench.workloads.classification.data import Task
@@ -113,7 +114,7 @@ def _history(file: Path) -> dict:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: not a training written down by twinbench ({error})") from error
+        raise Mistake(f"{file}: not a training written down by twinbench ({error})") from error
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Mapping
 
+from twinbench.system.mistakes import Mistake
+
 NUMBER, NONE = (float, int), (type(None),)
 EVERY = {  # what any record holds: key -> types of its value, as JSON gives them
     **dict.fromkeys(("run_id", "time", "status", "method", "protocol"), (str,)),
@@ -36,17 +38,17 @@ def parsed(line: str, where: str) -> dict:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where}: not a JSON record ({error})") from error
+        raise Mistake(f"{where}: not a JSON record ({error})") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: not a record, which is an object with a run_id; got {line[:40]}")
+        raise Mistake(f"{where}: not a record, which is an object with a run_id; got {line[:40]}")
     kinds = EVERY | LATER | (MEASURED if row.get("status") == "ok" else {})
     wrong = next((key for key, types in kinds.items() if not _legal(row, key, types)), None)
     if wrong:
         words = [WORDS.get(kind, "null") for kind in kinds[wrong] if kind is not int or float not in kinds[wrong]]
         got = f"got {row[wrong]!r}" if wrong in row else "there is none"
-        raise ValueError(f"{where}: {wrong} of a record must be {' or '.join(CHOICES.get(wrong, words))}; {got}")
+        raise Mistake(f"{where}: {wrong} of a record must be {' or '.join(CHOICES.get(wrong, words))}; {got}")
     if row["router"] is not None and not isinstance(row["router"].get("name"), str):
-        raise ValueError(f"{where}: router of a record must have a name; got {row['router']}")
+        raise Mistake(f"{where}: router of a record must have a name; got {row['router']}")
     return row
 
 

@@ -18,6 +18,7 @@ import xxhash
 
 from twinbench.records.record import parsed
 from twinbench.system.files import new_file
+from twinbench.system.mistakes import Mistake
 
 if TYPE_CHECKING:  # pandas costs half a second that `plan=true` need not pay
     import pandas as pd
@@ -86,12 +87,12 @@ def _rows(path: Path, changed: int) -> list[dict]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a file of records ({error})") from error
+        raise Mistake(f"{path}: not a file of records ({error})") from error
     rows = [parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
     for (run_id, _), found in Counter((row["run_id"], row["time"]) for row in rows).items():
         written = next(row.get("rows", found) for row in rows if row["run_id"] == run_id)
         if found != written:
-            raise ValueError(f"{path}: {found} rows found of run {run_id}, {written} rows written")
+            raise Mistake(f"{path}: {found} rows found of run {run_id}, {written} rows written")
     return rows
 
 
@@ -123,15 +124,15 @@ def predictions(results_dir: Path, run_id: str) -> "pd.DataFrame | None":
     if not path.exists():
         return None
     if written and xxhash.xxh3_128(path.read_bytes()).hexdigest() != written:
-        raise ValueError(f"{path}: not the file that its record was written with; remove it, or run with force=true")
+        raise Mistake(f"{path}: not the file that its record was written with; remove it, or run with force=true")
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not predictions ({' '.join(str(error).split())})") from error
+        raise Mistake(f"{path}: not predictions ({' '.join(str(error).split())})") from error
     wrong = [name for name in ("task", *PREDICTED) if name not in frame]
     wrong += [name for name in PREDICTED if name in frame and frame[name].dtype.kind not in "iufb"]
     if wrong:
-        raise ValueError(f"{path}: not predictions, for want of {', '.join(wrong)} (numbers, and task as text)")
+        raise Mistake(f"{path}: not predictions, for want of {', '.join(wrong)} (numbers, and task as text)")
     return frame if "split" in frame else frame.assign(split="test")  # files of before there were others
 
 
@@ -165,10 +166,10 @@ def sweep(results_dir: Path, experiment: str) -> list[str]:
     path = results_dir / "sweeps" / f"{experiment}.json"
     if not path.exists():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json"))) or "none"
-        raise ValueError(f"no sweep of experiment {experiment!r} in {results_dir}; there are: {known}")
+        raise Mistake(f"no sweep of experiment {experiment!r} in {results_dir}; there are: {known}")
     run_ids = _json(path)
     if not isinstance(run_ids, list) or not run_ids or not all(isinstance(run_id, str) for run_id in run_ids):
-        raise ValueError(f"{path}: not a list of run_ids")
+        raise Mistake(f"{path}: not a list of run_ids")
     return run_ids
 
 
@@ -193,7 +194,7 @@ def experts(results_dir: Path, suite_id: str) -> dict[str, dict] | None:
         return None
     training = _json(path)
     if not isinstance(training, dict):
-        raise ValueError(f"{path}: not an object with the training of each task's expert")
+        raise Mistake(f"{path}: not an object with the training of each task's expert")
     return training
 
 
@@ -205,7 +206,7 @@ def _json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+        raise Mistake(f"{path}: not JSON ({error})") from error
 
 
 def check_writable(results_dir: Path) -> None:

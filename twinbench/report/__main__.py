@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from twinbench.report.make import REFERENCE, make
+from twinbench.system.mistakes import Mistake
 
 KEYS = ("suite", "experiment", "results_dir", "reference")
 
@@ -43,13 +44,13 @@ def parse(arguments: list[str]) -> dict[str, str]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not value:
-            raise ValueError(f"arguments are key=value with a key of {', '.join(KEYS)}; got {argument!r}")
+            raise Mistake(f"arguments are key=value with a key of {', '.join(KEYS)}; got {argument!r}")
         if key not in KEYS:
             near = get_close_matches(key, KEYS, 1, 0)[0]
-            raise ValueError(f"unknown setting {key!r}; did you mean {near!r}?")
+            raise Mistake(f"unknown setting {key!r}; did you mean {near!r}?")
         settings[key] = value
     if len({"suite", "experiment"} & settings.keys()) != 1:
-        raise ValueError("give suite=NAME or experiment=NAME")
+        raise Mistake("give suite=NAME or experiment=NAME")
     return settings
 
 

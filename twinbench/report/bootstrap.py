@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from twinbench.report.blocks import Block, Column, Run
+from twinbench.system.mistakes import Mistake
 from twinbench.tasks.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _aligned(frames: "Mapping[str, pd.DataFrame]", task: str) -> tuple[list[str]
         if rows is None:
             rows, labels = row, label
         elif not (np.array_equal(rows, row) and np.array_equal(labels, label, equal_nan=True)):
-            raise ValueError(f"predictions of runs {runs[0]} and {run}, task {task}: other rows or labels, cannot pair")
+            raise Mistake(f"predictions of runs {runs[0]} and {run}, task {task}: other rows or labels, cannot pair")
         runs.append(run)
         predictions.append(frame["prediction"].to_numpy()[mine][order])
     return runs, labels, np.array(predictions)

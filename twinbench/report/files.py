@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from twinbench.system.files import new_file
-from twinbench.system.mistakes import NAME
+from twinbench.system.mistakes import NAME, Mistake
 
 FILE = re.compile(rf"(figures/)?{NAME.pattern}")
 MANIFEST = "manifest.txt"  # what the last report wrote, a path a line
@@ -22,7 +22,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
     """
     for name in files:
         if not FILE.fullmatch(name):
-            raise ValueError(f"{folder}: a report has no file {name!r}; the records hold a name that is a path")
+            raise Mistake(f"{folder}: a report has no file {name!r}; the records hold a name that is a path")
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     stale = _listed(folder) - files.keys()
     _list(folder, files.keys() | stale)  # first: a report that is killed here leaves nothing that no list has
@@ -42,7 +42,7 @@ def text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8") if path.exists() else ""
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text in UTF-8 ({error})") from error
+        raise Mistake(f"{path}: not a text in UTF-8 ({error})") from error
 
 
 def _listed(folder: Path) -> set[str]:

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinbench.system.mistakes import NAME, check_name
+from twinbench.system.mistakes import NAME, Mistake, check_name
 
 if TYPE_CHECKING:
     from twinbench.report.blocks import Block
@@ -89,9 +89,9 @@ def _check_reference(found: "list[Block]", reference: str) -> None:
         return
     fitting = list(dict.fromkeys(row.label for row in rows if row.method == reference))
     if fitting:
-        raise ValueError(f"reference={reference!r} fits {len(fitting)} rows; give one of {'; '.join(fitting)}")
+        raise Mistake(f"reference={reference!r} fits {len(fitting)} rows; give one of {'; '.join(fitting)}")
     near = get_close_matches(reference, sorted({name for row in rows for name in (row.label, row.method)}), 1, 0)
-    raise ValueError(f"no row called reference={reference!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise Mistake(f"no row called reference={reference!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def _caveats(results_dir: Path, rows: list[dict]) -> list[str]:

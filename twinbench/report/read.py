@@ -12,6 +12,7 @@ import numpy as np
 from twinbench.records import store
 from twinbench.report.blocks import Block, Run
 from twinbench.report.bootstrap import statistic
+from twinbench.system.mistakes import Mistake
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,13 +33,13 @@ def chosen(results_dir: Path, suite: str | None, experiment: str | None) -> list
         run_ids = set(store.sweep(results_dir, experiment))
         mine = [row for row in rows if row["run_id"] in run_ids]
         if not mine:
-            raise ValueError(f"no records of experiment {experiment!r} in {results_dir}: its last sweep has no result")
+            raise Mistake(f"no records of experiment {experiment!r} in {results_dir}: its last sweep has no result")
         return mine
     mine = [row for row in rows if row["suite"] == suite]
     other = {row["run_id"] for row in mine if row["split"] == "validation"}
     if not mine:
         known = ", ".join(sorted({row["suite"] or "unknown" for row in rows})) or "none"
-        raise ValueError(f"no records of suite {suite!r}; suites with records: {known}")
+        raise Mistake(f"no records of suite {suite!r}; suites with records: {known}")
     return [row for row in mine if row["run_id"] not in other]
 
 
@@ -97,5 +98,5 @@ def experts(results_dir: Path, suite_id: str) -> dict[str, dict]:
         absent = [key for key in TRAINING if key not in found]
         absent += [key for key in RECIPE if key not in (recipe if isinstance(recipe, dict) else {})]
         if absent:
-            raise ValueError(f"{results_dir / 'experts' / suite_id}.json: task {task} lacks {', '.join(absent)}")
+            raise Mistake(f"{results_dir / 'experts' / suite_id}.json: task {task} lacks {', '.join(absent)}")
     return training

@@ -20,6 +20,7 @@ from twinbench.routing.operations import check_batch
 from twinbench.routing.per_route import by_route
 from twinbench.routing.readers import Axes, Batch, check, learn
 from twinbench.routing.varying import MERGED, ROUTED, SHARED, Source, Use, Varying, varying
+from twinbench.system.mistakes import Mistake
 
 _learned: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # a model is compared once, not for every merge
 
@@ -48,7 +49,7 @@ def attach(model: nn.Module, exclusive: Mapping[str, Mapping[str, Part]], tolera
             from the dense merge.
     """
     if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
+        raise Mistake(f"tolerance must be in [0, 1), got {tolerance}")
     use = Use(type(model).__name__, Routes(len(exclusive), tolerance, next(model.parameters()).device))
     sources = _sources(model, exclusive, use)
     with ExitStack() as stack:
@@ -75,7 +76,7 @@ def _sources(
     for position, (expert, parts) in enumerate(exclusive.items()):
         for name, part in parts.items():
             if name not in parameters:
-                raise ValueError(f"exclusive part {name} of {expert} is no parameter of the {use.model}")
+                raise Mistake(f"exclusive part {name} of {expert} is no parameter of the {use.model}")
             found.setdefault(id(parameters[name]), (name, parameters[name], {}))[2].setdefault(position, part)
     return {key: (source := Source(*given, use), varying(source)) for key, given in found.items()}
 
@@ -100,7 +101,7 @@ def _routed(model: nn.Module, sources: list[Source], use: Use, stack: ExitStack)
     def routed(*args, **kwargs):
         batch, routes = Batch(args, kwargs), use.routes
         if routes.weights is None:
-            raise ValueError("routes.weights are not set")
+            raise Mistake("routes.weights are not set")
         routes.batch, routes.lengths = batch.rows, batch.lengths
         check_batch(use.model, batch.rows, routes)
         groups = routes.groups()

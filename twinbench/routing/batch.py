@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from twinbench.system.mistakes import Mistake
+
 DENSE = 0.5  # share of all products above which one block of all experts is faster than groups
 
 
@@ -43,7 +45,7 @@ class Routes:
     @weights.setter
     def weights(self, weights: Tensor) -> None:
         if weights.dim() != 2 or weights.shape[1] != self.experts:
-            raise ValueError(f"weights must be (samples, {self.experts} experts), got {tuple(weights.shape)}")
+            raise Mistake(f"weights must be (samples, {self.experts} experts), got {tuple(weights.shape)}")
         columns = zip(*weights.tolist(), strict=True)  # on the host, once a batch: layers never wait for it
         taken = [[i for i, weight in enumerate(column) if not abs(weight) <= self.tolerance] for column in columns]
         self._weights, self._elsewhere, self._groups = weights.to(self.device, torch.float32), {}, []

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from twinbench.routing.attach import Routes
 from twinbench.suite import Suite
 from twinbench.system import processes
+from twinbench.system.mistakes import Mistake
 from twinbench.weights.expert import in_pooler
 from twinbench.workloads.classification.data import Task
 
@@ -183,9 +184,9 @@ def _first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
         if isinstance(child, nn.ModuleList) and len(child) == depth
     ]
     if not 0 <= count <= depth:
-        raise ValueError(f"router.layer must be in [0, {depth}] or null, got {count}")
+        raise Mistake(f"router.layer must be in [0, {depth}] or null, got {count}")
     if len(stacks) != 1:
-        raise ValueError(f"router.layer: {type(module).__name__} has no one list of {depth} layers; use null")
+        raise Mistake(f"router.layer: {type(module).__name__} has no one list of {depth} layers; use null")
     ((owner, name, layers),) = stacks
     setattr(owner, name, layers[:count])
     try:

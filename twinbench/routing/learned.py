@@ -15,6 +15,7 @@ from twinbench.routing.attach import attach
 from twinbench.routing.features import characters, encoded, features, read_names
 from twinbench.routing.router import Mlp, Router, fit, grouped, minimizing
 from twinbench.suite import Suite, backbone, load
+from twinbench.system.mistakes import Mistake
 from twinbench.workloads.classification.costs import costs
 
 ROUTER_TRAIN = 0.8  # of each task's validation rows train a router of no others; the rest chooses its epoch
@@ -104,7 +105,7 @@ def _examples(suite: Suite, source: Method | None, setting: Setting, task: str) 
         train, more = _features(suite, source, setting, task, "train", setting.router.rows)
         return train, held_out, seconds + more
     if len(held_out) < 2:
-        raise ValueError(
+        raise Mistake(
             f"router: task {task} has {len(held_out)} held-out row, which cannot both train it and choose its epoch; "
             f"raise suite.tasks.{task}.rows.validation to at least 2, or set router.rows"
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from twinbench.merging.compress import LowRank, Part
 from twinbench.routing.batch import Block, Routes
+from twinbench.system.mistakes import Mistake
 
 Plain = Callable[[], Tensor]
 
@@ -95,11 +96,11 @@ def check_batch(name: str, batch: int, routes: Routes) -> None:
     """
     samples = len(routes.weights)
     if batch % samples:
-        raise ValueError(
+        raise Mistake(
             f"{name} sees a batch of {batch}, which is no multiple of the {samples} samples in routes.weights"
         )
     if samples > 1 and batch not in {routes.batch * length for length in routes.lengths}:
-        raise ValueError(
+        raise Mistake(
             f"{name} sees {batch} rows of a batch of {routes.batch}, which are no samples and not all of their tokens; "
             "what works: experts that are equal in it, or batch_size=1"
         )

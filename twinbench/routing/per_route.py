@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from twinbench.routing.readers import Axes, is_cache, leaves
 from twinbench.routing.varying import ROUTED, Use, unsupported
+from twinbench.system.mistakes import Mistake
 
 
 def by_route(name: str, forward: Callable, given: Axes, gives: Axes, use: Use) -> Callable:
@@ -74,7 +75,7 @@ def _joined(name: str, pieces: list, axis: int | None, sizes: list[int], order: 
         return first
     if axis is None:
         if len(first) != 1:
-            raise ValueError(f"routed inference cannot join {name}, which differs between routes and has no samples")
+            raise Mistake(f"routed inference cannot join {name}, which differs between routes and has no samples")
         axis, pieces = 0, [piece.expand(size, *piece.shape[1:]) for piece, size in zip(pieces, sizes, strict=True)]
     apart = [piece.unflatten(axis, (size, -1)) for piece, size in zip(pieces, sizes, strict=True)]
     return torch.cat(apart, axis).index_select(axis, order.to(first.device)).flatten(axis, axis + 1)

@@ -16,6 +16,7 @@ from torch.utils._pytree import keystr, tree_leaves_with_path, tree_map
 
 from twinbench.routing.batch import Routes
 from twinbench.routing.varying import MERGED, ROUTED, SHARED, Read, Source, Use, unsupported
+from twinbench.system.mistakes import Mistake
 
 ROUNDING = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest output; 5e-5 in float32
 SHARE = 1e-3  # of the largest effect of the parts
@@ -149,7 +150,7 @@ def check(model: nn.Module, run: Callable, batch: Batch, use: Use, sources: list
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
     bound = ROUNDING.get(dtype, 5e-5) * largest + SHARE * effect
     if not error <= bound:
-        raise ValueError(
+        raise Mistake(
             f"routed inference does not support {use.model}: its first samples differ from the dense merge by "
             f"{error:.1e} (the exclusive parts change its output by {effect:.1e}, allowed is {bound:.1e}); what works: "
             "experts that differ in fewer kinds of layers, such as LoRA experts, or router.groups=1"

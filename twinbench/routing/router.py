@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
+from twinbench.system.mistakes import Mistake
+
 POOLS = ("mean", "first", "last", "segments")
 
 
@@ -90,7 +92,7 @@ class Mlp:
             ("tolerance", 0 <= self.tolerance < 1, "in [0, 1)"),
         ):
             if not legal:
-                raise ValueError(f"router.{name} must be {wanted}, got {getattr(self, name)}")
+                raise Mistake(f"router.{name} must be {wanted}, got {getattr(self, name)}")
 
 
 class Router(nn.Module):
@@ -161,7 +163,7 @@ def fit(recipe: Mlp, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tenso
             if loss < best_loss:
                 best_loss, best = loss, copy.deepcopy(router.state_dict())
     if best is None:
-        raise ValueError(f"router: the held-out loss was never finite; lower router.lr={recipe.lr}")
+        raise Mistake(f"router: the held-out loss was never finite; lower router.lr={recipe.lr}")
     router.load_state_dict(best)
     return router.requires_grad_(False)
 

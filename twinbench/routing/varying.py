@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from twinbench.merging.compress import LowRank, Part, dense
 from twinbench.routing.batch import Routes
 from twinbench.routing.operations import known
+from twinbench.system.mistakes import Mistake
 
 SHARED, MERGED, ROUTED = "shared", "merged", "routed"  # what operations get: no parts, merged weights, parts beside
 CASTS = {"float", "half", "bfloat16", "double", "to", "add", "sub", "rsub", "mul"}  # of a vector, with numbers
@@ -139,8 +140,8 @@ def varying(source: Source, chain: tuple = (), flipped: bool = False) -> Varying
     return made
 
 
-def unsupported(model: str, names: list[str]) -> ValueError:
-    return ValueError(
+def unsupported(model: str, names: list[str]) -> Mistake:
+    return Mistake(
         f"routed inference does not support how {model} uses {', '.join(dict.fromkeys(names))} for samples of "
         "different routes in one batch; what works: experts that are equal in it, or batch_size=1"
     )
@@ -173,7 +174,7 @@ def _call(func: Callable, args: tuple, kwargs: dict):
         read = Read(tuple(use.running), *((operation.name, tuple(operation.x.shape)) if operation else (None, ())))
         use.reads.setdefault(source.name, []).append(read)
     if use.mode is None and len(use.routes.weights) > 1:
-        raise ValueError(f"samples of different routes must run through the whole {use.model}, not a module of it")
+        raise Mistake(f"samples of different routes must run through the whole {use.model}, not a module of it")
     if use.mode == SHARED or (use.mode != MERGED and all(source.handled for source in found)):
         return shared()
     if use.mode != MERGED and operation is not None:

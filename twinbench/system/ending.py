@@ -43,7 +43,7 @@ def ended_well(main: Callable[[], object], kept: str) -> None:
     Args:
         kept: what is said to be there after Ctrl-C or SIGTERM, unless the interrupt says it itself.
     """
-    from twinbench.system.mistakes import MISTAKES, one_line
+    from twinbench.system.errors import MISTAKES, one_line
 
     shown = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, over many lines

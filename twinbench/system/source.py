@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from twinbench.system.mistakes import Mistake
+
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 
@@ -56,7 +58,7 @@ def parsed(file: Path) -> ast.Module:
     try:
         return ast.parse(file.read_text(encoding="utf-8"))
     except SyntaxError as error:
-        raise ValueError(f"{file}, line {error.lineno}: not Python ({error.msg})") from error
+        raise Mistake(f"{file}, line {error.lineno}: not Python ({error.msg})") from error
 
 
 def definition(target: str) -> ast.FunctionDef | ast.ClassDef:
@@ -68,11 +70,11 @@ def definition(target: str) -> ast.FunctionDef | ast.ClassDef:
     module, _, name = target.rpartition(".")
     file = location(module)
     if file is None:
-        raise ValueError(f"_target_={target}: there is no Python module {module}")
+        raise Mistake(f"_target_={target}: there is no Python module {module}")
     kinds = ast.FunctionDef | ast.ClassDef
     found = [node for node in parsed(file).body if isinstance(node, kinds) and node.name == name]
     if not found:
-        raise ValueError(f"_target_={target}: {file} has no function or class {name}")
+        raise Mistake(f"_target_={target}: {file} has no function or class {name}")
     return found[-1]
 
 
@@ -84,7 +86,7 @@ def located(module: str) -> Path:
     """
     file = location(module)
     if file is None:
-        raise ValueError(f"there is no Python module {module}")
+        raise Mistake(f"there is no Python module {module}")
     return file
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from twinbench.system.mistakes import Mistake
+
 ROUNDING = 1e-12
 
 
@@ -21,16 +23,16 @@ def score(metric: str, labels: np.ndarray, predictions: np.ndarray) -> float:
         ValueError: the metric is unknown, the arrays differ in length or are empty, or a prediction is not finite.
     """
     if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+        raise Mistake(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     labels, predictions = np.asarray(labels, dtype=float), np.asarray(predictions, dtype=float)
     if len(labels) != len(predictions) or len(labels) == 0:
-        raise ValueError(
+        raise Mistake(
             f"{metric}: need as many predictions as labels, at least 1; got {len(predictions)}, {len(labels)}"
         )
     wrong = np.flatnonzero(~np.isfinite(predictions))
     if len(wrong):
         first = f"the first is {predictions[wrong[0]]} in row {wrong[0]}"
-        raise ValueError(f"{metric}: {len(wrong)} of {len(predictions)} predictions are not finite; {first}")
+        raise Mistake(f"{metric}: {len(wrong)} of {len(predictions)} predictions are not finite; {first}")
     return METRICS[metric](np.ones((len(labels), 1)), labels, predictions[None]).item()
 
 
@@ -45,14 +47,14 @@ def check_fit(metrics: Sequence[str], classes: Sequence[str] | None, who: str) -
         ValueError: there is no metric, one is unknown, or one is for another number of classes.
     """
     if not metrics or set(metrics) - METRICS.keys():
-        raise ValueError(f"{who}: metrics must be of {', '.join(METRICS)}; got {list(metrics)}")
+        raise Mistake(f"{who}: metrics must be of {', '.join(METRICS)}; got {list(metrics)}")
     legal = [name for name in METRICS if (name in CORRELATIONS) == (classes is None)]
     if classes is not None and len(classes) != 2:
         legal = [name for name in legal if name not in OF_TWO_CLASSES]
     for metric in (metric for metric in metrics if metric not in legal):
         kind = "is a regression" if classes is None else f"has {len(classes)} classes"
         needs = "two classes" if metric in OF_TWO_CLASSES else "numbers" if metric in CORRELATIONS else "classes"
-        raise ValueError(f"{who}: metric {metric} is for {needs}, and the task {kind}; choose of {', '.join(legal)}")
+        raise Mistake(f"{who}: metric {metric} is for {needs}, and the task {kind}; choose of {', '.join(legal)}")
 
 
 def _accuracy(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from twinbench.system.mistakes import Mistake
 from twinbench.weights.lora import read_adapter
 from twinbench.weights.pretrained import open_pretrained
 from twinbench.weights.state_dict import SHOWN, Layout, StateDict, layout, listed, read_checkpoint, renamed
@@ -64,7 +65,7 @@ def bare(state: StateDict, entries: Layout, prefix: str, own: list[str], who: st
     names.pop("embeddings.position_ids", None)  # a constant buffer that older checkpoints carry
     missing = [name for name in own if name not in names]
     if missing:
-        raise ValueError(f"{who} lacks {listed(missing)} of the architecture in its config.json")
+        raise Mistake(f"{who} lacks {listed(missing)} of the architecture in its config.json")
     return renamed(state, names), {new: entries[old] for new, old in names.items()}
 
 
@@ -81,7 +82,7 @@ def check_vocabulary(base: Path, folder: Path, who: str) -> None:
     differing = [t for t in sorted(ours.keys() | theirs.keys()) if ours.get(t) != theirs.get(t)]
     if differing:
         shown = ", ".join(f"{t!r}: {theirs.get(t)} (base {ours.get(t)})" for t in differing[:SHOWN])
-        raise ValueError(f"{who}: its tokenizer differs from the base's in {len(differing)} tokens: {shown}")
+        raise Mistake(f"{who}: its tokenizer differs from the base's in {len(differing)} tokens: {shown}")
 
 
 @lru_cache(maxsize=1)  # the base's, for all its experts

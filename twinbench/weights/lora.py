@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from twinbench.merging.compress import LowRank
+from twinbench.system.mistakes import Mistake
 from twinbench.weights.state_dict import StateDict, listed, open_safetensors
 
 PREFIX = "base_model.model."
@@ -92,7 +93,7 @@ def read_factors(folder: Path, base: Mapping[str, Tensor] | None = None) -> Mapp
     file, deltas, full = _open(folder, base)
     changed = [name for name, key in full.items() if base is None or not _is_same(file.get_tensor(key), base.get(name))]
     if changed:
-        raise ValueError(
+        raise Mistake(
             f"{folder}: only low-rank differences can be kept factored, and the adapter saves in full {listed(changed)}"
         )
 
@@ -108,9 +109,7 @@ def _open(folder: Path, base: Mapping[str, Tensor] | None) -> tuple[safe_open, d
     config, path = read_config(folder), folder / "adapter_model.safetensors"
     if not path.exists():
         if (folder / "adapter_model.bin").exists():
-            raise ValueError(
-                f"{folder}: only pickled weights (adapter_model.bin), which can run code when read; {ONCE}"
-            )
+            raise Mistake(f"{folder}: only pickled weights (adapter_model.bin), which can run code when read; {ONCE}")
         raise FileNotFoundError(
             f"{folder}: no adapter_model.safetensors; of a hub repository with adapter_model.bin alone nothing more is "
             f"fetched, as pickles can run code when read: {ONCE}"
@@ -154,14 +153,14 @@ def read_config(folder: Path) -> dict:
         if kind == "LORA":  # what others call r, if they have it, is something else
             config["r"], config["lora_alpha"] = int(config["r"]), float(config["lora_alpha"])
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not the configuration of a LoRA adapter ({error!r})") from error
+        raise Mistake(f"{path}: not the configuration of a LoRA adapter ({error!r})") from error
     if kind != "LORA":
-        raise ValueError(f"{path}: peft_type is {kind}; of PEFT's adapters only LORA can be an expert")
+        raise Mistake(f"{path}: peft_type is {kind}; of PEFT's adapters only LORA can be an expert")
     found = [f"{name}={config[name]!r}" for name in UNSUPPORTED if config.get(name)]
     if str(config.get("init_lora_weights")).lower().startswith(CHANGES_BASE):
         found.append(f"init_lora_weights={config['init_lora_weights']!r}, which changes the base")
     if found:
-        raise ValueError(f"{path}: not supported: {', '.join(found)}; plain LoRA is")
+        raise Mistake(f"{path}: not supported: {', '.join(found)}; plain LoRA is")
     return config
 
 
@@ -180,7 +179,7 @@ def _contents(keys: list[str], config: Mapping, folder: Path) -> tuple[dict[str,
     halves = [module for (module, _), pair in factors.items() if len(pair) < 2]
     if unknown or halves:
         what = f"lora_A or lora_B missing for {listed(halves)}" if halves else f"not supported: {listed(unknown)}"
-        raise ValueError(f"{folder}: {what}")
+        raise Mistake(f"{folder}: {what}")
     deltas = {}
     for (module, embedding), pair in factors.items():
         transposed = embedding or bool(config.get("fan_in_fan_out"))
@@ -215,7 +214,7 @@ def _check_ranks(file: safe_open, deltas: Mapping[str, Delta], config: Mapping, 
         elif (a[0], b[1]) != (rank, rank):
             wrong.append(f"{name} has A {list(a)} and B {list(b)}, adapter_config.json says rank {rank}")
     if wrong:
-        raise ValueError(f"{folder}: {listed(wrong, '; ')}")
+        raise Mistake(f"{folder}: {listed(wrong, '; ')}")
 
 
 def _tied_copies(
@@ -254,7 +253,7 @@ def _check_untied(
     for name in moved:
         shape = tuple(base[name].shape)
         if not any(tuple(base[other].shape) == shape for other in base if other != name):
-            raise ValueError(
+            raise Mistake(
                 f"{folder}: changes {name} and not the output that the base ties to it, so it makes no model like the "
                 "base; train it with ensure_weight_tying=True, or leave the embedding alone"
             )
@@ -272,7 +271,7 @@ def _check_fit(
     absent = [name for name in deltas if name not in base]
     absent += [name for name in full if name not in base and not any(module in f".{name}" for module in saved)]
     if absent:
-        raise ValueError(f"{folder} does not fit the base, which lacks {listed(absent)}")
+        raise Mistake(f"{folder} does not fit the base, which lacks {listed(absent)}")
     wrong = []
     for name, delta in deltas.items():
         a, b, wanted = _shape(file, delta.a), _shape(file, delta.b), tuple(base[name].shape)
@@ -284,7 +283,7 @@ def _check_fit(
         if name in base and tuple(base[name].shape) != _shape(file, key)
     ]
     if wrong:
-        raise ValueError(f"{folder} does not fit the base: {listed(wrong, '; ')}")
+        raise Mistake(f"{folder} does not fit the base: {listed(wrong, '; ')}")
 
 
 def _shape(file: safe_open, key: str) -> tuple[int, ...]:

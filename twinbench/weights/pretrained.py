@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from twinbench.system.mistakes import Mistake
+
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
@@ -53,14 +55,14 @@ def copied(file: Path, target: Path) -> Path:
     """
     real, home = file.resolve().parent, file.parent.resolve()
     if real != home and real not in (parent / "blobs" for parent in home.parents):
-        raise ValueError(f"{file}: a link out of its folder, to {file.resolve()}, is not copied; put the file there")
+        raise Mistake(f"{file}: a link out of its folder, to {file.resolve()}, is not copied; put the file there")
     shutil.copyfile(file, target)
     return target
 
 
-def _refused(kind: Any, folder: Path, error: Exception) -> ValueError:
+def _refused(kind: Any, folder: Path, error: Exception) -> Mistake:
     why = "it has code of its own (auto_map), which is never run" if _has_code(folder) else str(error).split("\n")[0]
-    return ValueError(f"{folder}: {kind.__name__} cannot open it: {why}")
+    return Mistake(f"{folder}: {kind.__name__} cannot open it: {why}")
 
 
 def _has_code(folder: Path) -> bool:

@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from twinbench.system.mistakes import Mistake
+
 SHOWN = 3  # differing names that an error lists
 PIECE = 1 << 17  # weights worked on at a time: few enough for caches, and enough for threads not to wait for Python
 WORKERS = 8  # threads at most: each has a tensor in memory, and fewer than these use up a machine's bandwidth
@@ -133,14 +135,14 @@ def check_same_layout(reference: Mapping, other: Mapping, who: str, than: str = 
     if missing or surplus:
         parts = [f"lacks {listed(missing)}"] if missing else []
         parts += [f"has unknown {listed(surplus)}"] if surplus else []
-        raise ValueError(f"{who} does not fit {than}: it {' and '.join(parts)}")
+        raise Mistake(f"{who} does not fit {than}: it {' and '.join(parts)}")
     differing = [
         f"{name} is {_described(other[name])}, not {_described(reference[name])}"
         for name in reference
         if other[name] != reference[name]
     ]
     if differing:
-        raise ValueError(f"{who} does not fit {than}: {listed(differing, '; ')}")
+        raise Mistake(f"{who} does not fit {than}: {listed(differing, '; ')}")
 
 
 def check_finite(state: Mapping[str, Tensor], who: str) -> None:
@@ -151,7 +153,7 @@ def check_finite(state: Mapping[str, Tensor], who: str) -> None:
     """
     bad = [name for name, tensor in state.items() if not all(map(_finite, tensor.flatten().split(PIECE)))]
     if bad:
-        raise ValueError(f"{who}: NaN or infinite weights in {listed(bad)}")
+        raise Mistake(f"{who}: NaN or infinite weights in {listed(bad)}")
 
 
 def _finite(piece: Tensor) -> bool:
@@ -187,16 +189,16 @@ def _owners(folder: Path) -> dict:
         raise FileNotFoundError(f"{folder}: its index names {listed(absent)}, which is not there")
     surplus = sorted(path.name for path in folder.glob("model-*-of-*.safetensors") if path.name not in shards)
     if surplus:
-        raise ValueError(f"{folder}: its index does not name the shard {listed(surplus)}")
+        raise Mistake(f"{folder}: its index does not name the shard {listed(surplus)}")
     owner = {}
     for shard in shards:
         file = open_safetensors(folder / shard)
         held, named = set(file.keys()), [name for name, where in places.items() if where == shard]
         lacking, unnamed = [name for name in named if name not in held], sorted(held.difference(named))
         if lacking:
-            raise ValueError(f"{folder}: its index places {listed(lacking)} in {shard}, which does not hold it")
+            raise Mistake(f"{folder}: its index places {listed(lacking)} in {shard}, which does not hold it")
         if unnamed:
-            raise ValueError(f"{folder}: {shard} holds {listed(unnamed)}, which its index does not place there")
+            raise Mistake(f"{folder}: {shard} holds {listed(unnamed)}, which its index does not place there")
         owner |= dict.fromkeys(file.keys(), file)
     return owner
 
@@ -205,10 +207,10 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{index}: not an index of shards, which is JSON with a weight_map ({error!r})") from error
+        raise Mistake(f"{index}: not an index of shards, which is JSON with a weight_map ({error!r})") from error
     outside = [str(shard) for shard in places.values() if not isinstance(shard, str) or Path(shard).name != shard]
     if outside:
-        raise ValueError(f"{index}: weight_map must name files beside it, got {listed(sorted(set(outside)))}")
+        raise Mistake(f"{index}: weight_map must name files beside it, got {listed(sorted(set(outside)))}")
     return places
 
 
@@ -218,7 +220,7 @@ def _single_file(folder: Path) -> Path:
         return path
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(pattern))
     if pickles:
-        raise ValueError(
+        raise Mistake(
             f"{folder}: only pickled weights ({listed(pickles)}), "
             "which can run code when read; convert them to model.safetensors"
         )
@@ -234,4 +236,4 @@ def open_safetensors(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path}: truncated, or not a safetensors file ({error})") from error
+        raise Mistake(f"{path}: truncated, or not a safetensors file ({error})") from error

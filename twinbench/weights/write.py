@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from twinbench.system.files import new_folder
+from twinbench.system.mistakes import Mistake
 from twinbench.weights.state_dict import Layout, concurrently, listed
 
 DTYPES = {
@@ -59,10 +60,10 @@ def write_weights(
         ValueError: names, dtypes or shapes of ``state`` are not those of ``layout``.
     """
     if shard_bytes < 1:
-        raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
+        raise Mistake(f"shard_bytes must be at least 1, got {shard_bytes}")
     unlike = sorted(layout.keys() ^ state.keys())
     if unlike:
-        raise ValueError(f"cannot write {folder.name}: only one of layout and weights has {listed(unlike)}")
+        raise Mistake(f"cannot write {folder.name}: only one of layout and weights has {listed(unlike)}")
     shards, total = _shards(layout, shard_bytes), sum(map(_size, layout.values()))
     digits = f"{len(shards):05d}"
     files = [f"model-{i:05d}-of-{digits}.safetensors" for i in range(1, len(shards) + 1)]
@@ -124,7 +125,7 @@ def _bytes(name: str, tensor: Tensor, entry: tuple[str, tuple[int, ...]]) -> mem
     dtype, shape = entry
     if tensor.dtype != DTYPES[dtype] or tuple(tensor.shape) != shape:
         got = f"{tensor.dtype} {list(tensor.shape)}"
-        raise ValueError(f"cannot write {name}: it is {got}, the layout says {DTYPES[dtype]} {list(shape)}")
+        raise Mistake(f"cannot write {name}: it is {got}, the layout says {DTYPES[dtype]} {list(shape)}")
     return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 

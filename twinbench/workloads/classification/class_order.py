@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from twinbench.system.mistakes import Mistake
+
 NAMELESS = re.compile(r"LABEL_\d+")  # what transformers calls a class that nobody named
 
 
@@ -30,7 +32,7 @@ def class_order(folder: Path, classes: Sequence[str], who: str) -> list[int] | N
     wanted = (
         "set the task's classes to these names, or name them LABEL_0, LABEL_1 and so on where they stand in its order"
     )
-    raise ValueError(f"{who}: {path} names the classes {', '.join(names)}, the task {', '.join(classes)}; {wanted}")
+    raise Mistake(f"{who}: {path} names the classes {', '.join(names)}, the task {', '.join(classes)}; {wanted}")
 
 
 def _bare(name: str) -> str:

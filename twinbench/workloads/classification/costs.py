@@ -14,6 +14,7 @@ from torch import Tensor
 
 from twinbench.routing.features import forward, predictions
 from twinbench.suite import Suite, backbone, classifier, load
+from twinbench.system.mistakes import Mistake
 from twinbench.tasks.metrics import score
 
 # Each so many-th row is sent astray: a correlation is not linear in their share, and routers lose about one row in ten.
@@ -45,7 +46,7 @@ def costs(suite: Suite, device: str, batch_size: int) -> tuple[Tensor, float]:
         labels, own = spec.labels("validation").astype(float), predicted[task][row]
         kept = score(spec.metrics[0], labels, own)
         if not kept > 0:
-            raise ValueError(f"router.minimum_risk: the expert of {task} scores {kept:.4f} on its own held-out rows")
+            raise Mistake(f"router.minimum_risk: the expert of {task} scores {kept:.4f} on its own held-out rows")
         for column, other in enumerate(predicted[task]):
             astray = (np.where(np.arange(len(own)) % STRIDE == at, other, own) for at in range(STRIDE))
             left = np.mean([score(spec.metrics[0], labels, mixed) for mixed in astray])

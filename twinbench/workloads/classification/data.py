@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from twinbench.system.mistakes import Mistake, mistakes
 from twinbench.tasks.metrics import check_fit
 
 SPLIT_SEED = 0  # of the split into training and validation rows; part of the protocol, not of a run
@@ -73,9 +74,11 @@ def load_task(
             missing column, an empty or too small split, or a label that is no class of the task or no number.
     """
     if classes is not None and len(set(classes)) < max(2, len(classes)):
-        raise ValueError(f"task {name}: classes must be two different names or more, or null; got {list(classes)}")
+        raise Mistake(f"task {name}: classes must be two different names or more, or null; got {list(classes)}")
     check_fit(metrics, classes, f"task {name}")
-    frames = {split: _checked(name, split, frame, columns, classes) for split, frame in data(**sources).items()}
+    with mistakes():
+        read = data(**sources)
+    frames = {split: _checked(name, split, frame, columns, classes) for split, frame in read.items()}
     train = frames["train"].iloc[np.random.default_rng(SPLIT_SEED).permutation(len(frames["train"]))]
     held_out = rows["validation"]
     splits = {
@@ -85,7 +88,7 @@ def load_task(
     }
     further = {split: frame.iloc[: rows["test"]] for split, frame in frames.items() if split not in ("train", "test")}
     if limit is not None and limit < 1:
-        raise ValueError(f"task {name}: limit must be at least 1 or null, got {limit}")
+        raise Mistake(f"task {name}: limit must be at least 1 or null, got {limit}")
     scored = {split: frame.iloc[:limit] for split, frame in {"test": splits["test"], **further}.items()}
     splits = {split: frame.reset_index(drop=True) for split, frame in (splits | scored).items()}
     return Task(name, tuple(columns), tuple(classes) if classes else None, tuple(metrics), max_length, splits, head)
@@ -94,7 +97,7 @@ def load_task(
 def _first(frame: pd.DataFrame, rows: int | None, who: str) -> pd.DataFrame:
     count = len(frame) if rows is None else rows
     if not 1 <= count <= len(frame):
-        raise ValueError(f"{who}: rows must be in [1, {len(frame)}] or null, got {count}")
+        raise Mistake(f"{who}: rows must be in [1, {len(frame)}] or null, got {count}")
     return frame.iloc[:count]
 
 
@@ -103,17 +106,17 @@ def _checked(task: str, split: str, frame: pd.DataFrame, columns: list[str], cla
     who = f"task {task}, split {split}"
     absent = [column for column in [*columns, "label"] if column not in frame]
     if absent:
-        raise ValueError(f"{who}: no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}")
+        raise Mistake(f"{who}: no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}")
     if frame.empty:
-        raise ValueError(f"{who}: empty")
+        raise Mistake(f"{who}: empty")
     for column in columns:
         if frame[column].isna().any():
-            raise ValueError(f"{who}, row {int(frame[column].isna().argmax())}: {column} is missing")
+            raise Mistake(f"{who}, row {int(frame[column].isna().argmax())}: {column} is missing")
     names = {name: place for place, name in enumerate(classes or ())}
     given = frame["label"].astype(object).where(frame["label"].notna(), None)
     labels = [names.get(label, label) if isinstance(label, str) else label for label in given]
     for row, label in enumerate(labels):
         if not (label in range(len(names)) if classes else isinstance(label, Real) and math.isfinite(label)):
             wanted = f"a class id in [0, {len(names) - 1}] or of {', '.join(names)}" if classes else "a finite number"
-            raise ValueError(f"{who}, row {row}: label must be {wanted}; got {label!r}")
+            raise Mistake(f"{who}, row {row}: label must be {wanted}; got {label!r}")
     return frame.assign(label=np.array(labels, dtype="int64" if classes else "float64"))

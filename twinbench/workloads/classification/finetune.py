@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from twinbench.system.cached import made
+from twinbench.system.mistakes import Mistake
 from twinbench.tasks.metrics import score
 from twinbench.weights.pretrained import copy_tokenizer, open_pretrained
 from twinbench.workloads.classification.data import Task
@@ -58,7 +59,7 @@ class Recipe:
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
         ):
             if not legal:
-                raise ValueError(f"suite.finetune.{name} must be {wanted}, got {getattr(self, name)}")
+                raise Mistake(f"suite.finetune.{name} must be {wanted}, got {getattr(self, name)}")
 
 
 def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> Path:

@@ -24,6 +24,7 @@ from twinbench.routing import learned
 from twinbench.routing.learned import Setting
 from twinbench.suite import Suite, backbone, load
 from twinbench.system import processes
+from twinbench.system.mistakes import Mistake
 from twinbench.workloads.classification.data import SPLIT_SEED, Task
 
 TASKS = Path(__file__).parents[2] / "tasks" / "lm_eval"  # YAML files of our own
@@ -60,7 +61,7 @@ def load_task(
     known = list(opened.aggregation())
     absent = [metric for metric in metrics if metric not in known]
     if absent or not metrics:
-        raise ValueError(f"task {name}: lm-eval's {lm_eval} has the metrics {', '.join(known)}; got {list(metrics)}")
+        raise Mistake(f"task {name}: lm-eval's {lm_eval} has the metrics {', '.join(known)}; got {list(metrics)}")
     whole = _documents(opened, name, rows)
     docs = {split: _drawn(found, rows[split], f"task {name}: {split}") for split, found in whole.items()}
     if limit is not None:
@@ -209,7 +210,7 @@ def _opened(task: str, metadata: Mapping[str, str]):
         manager = ours if task in ours.all_tasks else _everything()
         if task not in manager.all_subtasks:
             near = [known for known in manager.all_subtasks if task.lower() in known.lower()][:5]
-            raise ValueError(
+            raise Mistake(
                 f"lm-eval has no task {task!r} (groups of tasks are listed one by one)"
                 f"{'; it has ' + ', '.join(near) if near else ''}; ours are {', '.join(ours.all_tasks)}"
             )
@@ -221,9 +222,7 @@ def _documents(opened, name: str, rows: Mapping[str, int | None]) -> dict:
     test = opened.eval_docs
     train = opened.training_docs() if opened.has_training_docs() else None
     if train is None:
-        raise ValueError(
-            f"task {name}: lm-eval's task has no training split, so neither expert nor router can learn it"
-        )
+        raise Mistake(f"task {name}: lm-eval's task has no training split, so neither expert nor router can learn it")
     validation = opened.validation_docs() if opened.has_validation_docs() and opened.has_test_docs() else None
     if validation is None:
         order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
@@ -234,7 +233,7 @@ def _documents(opened, name: str, rows: Mapping[str, int | None]) -> dict:
 
 def _drawn(docs, count: int | None, who: str):
     if count is not None and not 1 <= count <= len(docs):
-        raise ValueError(f"{who}: rows must be in [1, {len(docs)}] or null, got {count}")
+        raise Mistake(f"{who}: rows must be in [1, {len(docs)}] or null, got {count}")
     if count is None or count == len(docs):
         return docs
     return docs.select(sorted(np.random.default_rng(SPLIT_SEED).choice(len(docs), count, replace=False)))

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from twinbench.system.cached import made
+from twinbench.system.mistakes import Mistake
 from twinbench.weights.pretrained import open_pretrained
 from twinbench.workloads.classification.data import Task
 from twinbench.workloads.classification.finetune import Progress
@@ -76,7 +77,7 @@ class Recipe:
             ("targets", len(self.targets) > 0, "names of layers"),
         ):
             if not legal:
-                raise ValueError(f"suite.finetune.{name} must be {wanted}, got {getattr(self, name)}")
+                raise Mistake(f"suite.finetune.{name} must be {wanted}, got {getattr(self, name)}")
 
 
 def finetune(
