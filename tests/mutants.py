@@ -23,10 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from mutation import line_map
 from mutation.forks import Task, copied, forked, import_libraries
 from mutation.operators import Place, mutated, places
-from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 NAMES = "plan/job plan/suite plan/identity plan/signature system/source records/record records/store system/files"
@@ -68,11 +69,8 @@ def line_maps(copies: Sequence[Path]) -> list[dict]:
     code = b"".join(path.read_bytes() for path in paths if path not in tests)
     kept = {}
     for test in tests:
-        text = test.read_text(encoding="utf-8")
-        used = [path.read_bytes() for path in tests if path == test or path.stem in text]
-        kept[test] = (
-            ROOT / ".pytest_cache" / "lines" / f"{hashlib.sha256(b''.join([code, *used])).hexdigest()[:16]}.json"
-        )
+        digest = hashlib.sha256(code + test.read_bytes()).hexdigest()[:16]
+        kept[test] = ROOT / ".pytest_cache" / "lines" / f"{digest}.json"
     todo = [(test.relative_to(copies[0]).as_posix(), path) for test, path in kept.items() if not path.exists()]
     forked([Task(partial(line_map.measure, *given), 1800.0) for given in todo], copies, "test files")
     return [json.loads(path.read_text()) for path in kept.values()]

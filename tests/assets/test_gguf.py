@@ -6,9 +6,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from test_language import byte_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from support.language import byte_tokenizer
 from twinbench.assets.gguf import dequantized
 from twinbench.assets.sources import fetch
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import OS_ENVIRON, ROOT, command
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from test_language import TASKS, byte_tokenizer, documents
 from torch.nn.functional import linear, silu
 from transformers import AutoModelForCausalLM
 
+from support.commands import OS_ENVIRON, ROOT, command
+from support.language import TASKS, byte_tokenizer, documents
 from twinbench.assets.qwen import converted, converted_adapter
 from twinbench.assets.sources import fetch
 from twinbench.plan import needs

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_suite
-from test_run import composed
 
 import run
+from support.commands import ROOT, composed
+from support.family import write_suite
 from twinbench.records import store
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))

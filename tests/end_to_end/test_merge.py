@@ -9,11 +9,12 @@ import sys
 import peft
 import pytest
 import torch
-from conftest import CLASSES, OS_ENVIRON, ROOT, edit_weights, tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
 
 from baselines import task_arithmetic, ties
+from support.commands import OS_ENVIRON, ROOT
+from support.family import CLASSES, edit_weights, tokenizer
 from twinbench.merge import card, check, merge
 from twinbench.weights.state_dict import read_checkpoint
 

@@ -3,7 +3,8 @@
 import re
 
 import pandas as pd
-from conftest import ROOT
+
+from support.commands import ROOT
 
 REPORTS = ROOT / "results" / "reference" / "reports"
 README = (ROOT / "README.md").read_text()

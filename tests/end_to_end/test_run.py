@@ -13,31 +13,18 @@ import pandas as pd
 import pytest
 import torch
 import xxhash
-from conftest import CLASSES, OS_ENVIRON, ROOT, command, edit_weights, frame, tokenizer, write_suite
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
 import run
+from support.commands import OS_ENVIRON, ROOT, command, composed, rows_of
+from support.family import CLASSES, edit_weights, frame, tokenizer, write_suite
 from twinbench.records import store
 from twinbench.report import blocks, tables
 from twinbench.report.make import make
 from twinbench.system.ending import Terminated, interrupt_first
 from twinbench.tasks.metrics import score
-
-
-def composed(conf, results_dir, *overrides):
-    """The configuration that `python run.py OVERRIDES` composes, with Hydra's part where Hydra keeps it."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        own = [f"hydra.searchpath=[file://{conf}]", "suite=tiny", f"results_dir={results_dir}", "wandb.mode=disabled"]
-        short = [] if "router=oracle" in overrides else ["router.epochs=5"]
-        cfg = compose("config", [*own, *short, *overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
 
 
 @pytest.fixture
@@ -49,10 +36,6 @@ def bench(family, tmp_path):
 
     start.results = tmp_path
     return start
-
-
-def rows_of(results, **wanted):
-    return [row for row in store.read(results) if all(row[key] == value for key, value in wanted.items())]
 
 
 def primary(results, **wanted):

@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import CLASSES, OS_ENVIRON, ROOT
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from test_run import composed
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 import run
+from support.commands import OS_ENVIRON, ROOT, composed
+from support.family import CLASSES
 from twinbench import benchmark
 from twinbench.merging.merged import with_route
 from twinbench.plan.job import configured

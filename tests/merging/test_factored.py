@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_generate import generated, left_padded, log_likelihoods, prompts
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from baselines import average, dare, pretrained, task_arithmetic, ties
 from baselines import expert as one_expert
+from support.language import generated, left_padded, log_likelihoods, prompts
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import LowRank, basis, dense
 from twinbench.merging.factored import coefficients, exclusive, linear, merge, separate, truncated, with_shared

@@ -3,47 +3,20 @@
 import importlib
 import inspect
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from baselines import average, dare, dare_ties, expert, individual, task_arithmetic, ties
+from support.commands import ROOT
+from support.methods import YAMLS, call, models
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis, dense, generator, tensors
 from twinbench.merging.merged import Merged, exclusive_bytes, exclusive_kind, materialize, shared_bytes, with_route
 from twinbench.plan.signature import PREPARED, hyperparameters, signature
 from twinbench.weights.state_dict import PIECE, StateDict
-
-YAMLS = sorted((ROOT / "conf" / "method").glob("*.yaml"))
-SHAPES = {"embed.weight": (30, 8), "up.weight": (12, 8), "up.bias": (12,), "down.weight": (8, 12), "norm.weight": (8,)}
-
-
-def models(seed: int = 0, count: int = 3, dtype=torch.float32) -> tuple[dict, dict]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(scale):
-        return {name: scale * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-
-    base = draw(1.0)
-    experts = {f"task{t}": {n: base[n] + d for n, d in draw(0.1).items()} for t in range(count)}
-    cast = lambda state: {name: tensor.to(dtype) for name, tensor in state.items()}  # noqa: E731
-    return cast(base), {task: cast(state) for task, state in experts.items()}
-
-
-def call(path: Path, base, experts, **changes):
-    """Call a method with its YAML's values and what a run prepares."""
-    leaf = OmegaConf.load(path)
-    takes = signature(leaf["_target_"])
-    values = hyperparameters(OmegaConf.to_container(leaf))
-    values |= {"task": "task1"} if path.stem == "expert" else {}
-    prepared = {"shared": base, "seed": 0, "basis": basis}
-    values |= {name: prepared[name] for name in takes.arguments & prepared.keys()}
-    module, _, function = leaf["_target_"].rpartition(".")
-    return getattr(importlib.import_module(module), function)(base, experts, **values | changes)
 
 
 def assert_same(left, right, tolerance=0.0):

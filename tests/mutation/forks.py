@@ -46,7 +46,7 @@ def copied(root: Path, folder: Path) -> Path:
 
 def import_libraries(copy: Path) -> None:
     """Import whatever the project's files import, but none of themselves."""
-    own = {"conftest", "mutation", *(path.stem for path in copy.iterdir())}
+    own = {"conftest", "mutation", "support", *(path.stem for path in copy.iterdir())}
     for path in sorted(copy.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []

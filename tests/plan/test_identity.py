@@ -2,22 +2,18 @@
 
 import copy
 import fnmatch
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from test_methods import YAMLS, call, models
 
+from support.commands import ROOT, job, planned, read
+from support.methods import YAMLS, call, models
 from twinbench.merging.compress import dense
 from twinbench.merging.merged import materialize
 from twinbench.plan.identity import by_content, expert_id, hashed, leaf_identity, suite_identity, task_identity
-from twinbench.plan.job import Job, configured
 from twinbench.plan.signature import completed, draws, signature
 from twinbench.plan.suite import narrowed
 from twinbench.system import source
@@ -102,17 +98,6 @@ CONFIGURATIONS = {
 }
 
 
-@cache
-def read(*overrides: str) -> tuple[dict, dict]:
-    """A composed configuration of the project's own, and the chosen file of each group."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    choices = HydraConfig.get().runtime.choices
-    names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
-    return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True), names
-
-
 @pytest.fixture(autouse=True, scope="module")
 def data(tmp_path_factory):
     """The one data set that is on no hub; the others count by their commits."""
@@ -122,14 +107,6 @@ def data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TWINBENCH_DATA", str(folder.parent))
         yield
-
-
-def job(config: dict, names: dict) -> Job:
-    return configured(config | {"suite": narrowed(config["suite"])}, names)
-
-
-def planned(*overrides: str) -> Job:
-    return job(*read(*overrides))
 
 
 def leaves(tree: dict, prefix: str = "") -> list[str]:

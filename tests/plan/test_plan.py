@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 import pytest
-from test_identity import planned, read
 
+from support.commands import planned, read
 from twinbench.plan.identity import expert_id, origins
 from twinbench.plan.job import check_export
 

@@ -5,10 +5,11 @@ import functools
 import operator
 
 import pytest
-from conftest import ROOT, write_suite
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from support.commands import ROOT
+from support.family import write_suite
 from twinbench.plan import preflight
 from twinbench.system.errors import MISTAKES, one_line
 

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from toy_results import add_run, computed, guess
 
+from support.results import add_run, computed, guess
 from twinbench.report import blocks, literature
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from toy_results import TASKS, add_run, computed, fill, guess, notes, raw, table, truth
 
+from support.results import TASKS, add_run, computed, fill, guess, notes, raw, table, truth
 from twinbench.report import blocks, tables
 from twinbench.report.make import make
 from twinbench.report.text import shown

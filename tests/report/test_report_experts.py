@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from toy_results import TASKS, N, add_run, fill, guess
 
+from support.results import TASKS, N, add_run, fill, guess
 from twinbench.records import store
 from twinbench.report.make import make
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_results import add_run, fill, guess, table
 
+from support.results import add_run, fill, guess, table
 from twinbench.records import store
 from twinbench.report.make import make
 

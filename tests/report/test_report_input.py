@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from toy_results import TASKS, add_run, computed, fill, guess, notes, raw, table
 
+from support.results import TASKS, add_run, computed, fill, guess, notes, raw, table
 from twinbench.records import store
 from twinbench.report.make import make
 

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, WORDS
 from safetensors.torch import save_file
-from test_suite import make_task
 
+from support.family import CLASSES, WORDS, make_task
 from twinbench.merging.merged import Merged
 from twinbench.merging.method import Method
 from twinbench.routing import learned

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import CLASSES
-from test_suite import opened
 
+from support.family import CLASSES, opened
 from twinbench import benchmark
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis

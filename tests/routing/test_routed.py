@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import CLASSES, tokenizer
 from torch import nn
 from transformers import BertForSequenceClassification, DynamicCache, MPNetConfig, MPNetForSequenceClassification
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from baselines import task_arithmetic
+from support.family import CLASSES, tokenizer
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import LowRank, basis, dense
 from twinbench.merging.merged import Merged, materialize

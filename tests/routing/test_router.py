@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import ROOT
 from omegaconf import OmegaConf
 
+from support.commands import ROOT
 from twinbench.routing.router import Mlp, Router, fit
 
 RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 10, "batch_size": 16, "top_k": None}

@@ -10,12 +10,13 @@ from threading import Barrier
 
 import pytest
 import torch
-from conftest import ROOT, WORDS, tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
 from baselines import average, dare, dare_ties, task_arithmetic, ties
+from support.commands import ROOT
+from support.family import WORDS, tiny_config
 from twinbench.merging.compress import bernoulli, dense, generator
 from twinbench.system.files import new_folder
 from twinbench.system.memory import peak_memory

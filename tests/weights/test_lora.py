@@ -6,13 +6,13 @@ import math
 import peft
 import pytest
 import torch
-from conftest import tiny_config
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import nn
 from transformers import BertForSequenceClassification
 
 from baselines import task_arithmetic
+from support.family import tiny_config
 from twinbench.export.lora import lora, split
 from twinbench.merging.compress import LowRank, dense
 from twinbench.weights.lora import CHANGES_BASE, PREFIX, by_pattern, read_adapter, read_factors

@@ -7,9 +7,9 @@ import shutil
 import sys
 
 import pytest
-from conftest import ROOT
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from support.commands import ROOT
 from twinbench.weights.pretrained import copied, new_model, open_pretrained
 
 OWN = """

@@ -11,10 +11,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, METRICS, OS_ENVIRON, ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from support.commands import OS_ENVIRON, ROOT
+from support.family import CLASSES, METRICS
 from twinbench.workloads.classification.data import load_task
 from twinbench.workloads.classification.finetune import Recipe, finetune
 

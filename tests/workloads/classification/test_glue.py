@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import WORDS, command
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -21,6 +20,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from support.commands import command
+from support.family import WORDS
 from twinbench.assets.sources import fetch, fingerprint
 from twinbench.plan.suite import narrowed, recipe
 from twinbench.records import store

@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, frame
 from scipy.stats import pearsonr, spearmanr
-from test_suite import make_task
 from transformers import AutoTokenizer, BertForSequenceClassification
 
+from support.family import CLASSES, frame, make_task
 from twinbench.merging.method import Method
 from twinbench.routing import learned
 from twinbench.routing.learned import Setting

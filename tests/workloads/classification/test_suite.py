@@ -8,21 +8,12 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import CLASSES, METRICS, WORDS, edit_weights, frame, tokenizer
 from safetensors.torch import load_file, save_file
 
-from twinbench.suite import open_suite
+from support.family import CLASSES, METRICS, WORDS, edit_weights, frame, make_task, opened, tokenizer
 from twinbench.weights.expert import in_pooler
 from twinbench.weights.state_dict import read_checkpoint
 from twinbench.workloads.classification.class_order import class_order
-from twinbench.workloads.classification.data import load_task
-
-
-def make_task(name, frames=None, **changes):
-    settings = {"columns": ["text"], "classes": CLASSES[name], "metrics": METRICS[name], "max_length": 16}
-    settings |= {"rows": {"train": 20, "validation": 5, "test": None}} | changes
-    frames = frames or {"train": frame(name, 40, 0), "test": frame(name, 10, 1)}
-    return load_task(lambda: frames, {}, name=name, **settings)
 
 
 @pytest.fixture
@@ -32,11 +23,6 @@ def copy(family, tmp_path):
 
 
 POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
-
-
-def opened(root, head="pooler"):
-    tasks = {task: make_task(task) for task in CLASSES}
-    return open_suite("tiny", root / "base", {task: root / "experts" / task for task in CLASSES}, tasks, head=head)
 
 
 def name_classes(folder, names) -> None:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import CLASSES, write_suite
 from omegaconf import OmegaConf
-from test_run import composed, rows_of
 
 import run
+from support.commands import composed, rows_of
+from support.family import CLASSES, write_suite
 from twinbench.plan import identity
 from twinbench.plan.job import configured
 from twinbench.records import provenance, store

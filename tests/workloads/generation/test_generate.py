@@ -7,14 +7,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines import task_arithmetic
+from support.language import NEW, generated, left_padded, log_likelihoods, prompts
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis
 from twinbench.merging.merged import Merged, materialize, with_route
 from twinbench.routing.attach import attach
 
 WEIGHTS = torch.tensor([[1, 0, 0], [0.2, 0.3, 0.5], [0, 0, 1], [0.05, 0.9, 0.05]])
-LENGTHS = [3, 7, 5, 2]
-NEW = 10
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +37,6 @@ def merged_model(model: LlamaForCausalLM, rank_ratio: float) -> Merged:
     return materialize(twin_merging.merge(base, experts, shared=shared, **settings))
 
 
-def prompts() -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    return [torch.randint(1, 61, (1, length), generator=generator) for length in LENGTHS]
-
-
-def left_padded(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    width = max(row.shape[1] for row in rows)
-    pad = [(width - row.shape[1], 0) for row in rows]
-    ids = torch.cat([torch.nn.functional.pad(row, p) for row, p in zip(rows, pad, strict=True)])
-    mask = torch.cat([torch.nn.functional.pad(torch.ones_like(row), p) for row, p in zip(rows, pad, strict=True)])
-    return {"input_ids": ids, "attention_mask": mask}
-
-
 def dense_models(model: LlamaForCausalLM, merged: Merged) -> list[LlamaForCausalLM]:
     models = []
     for route in WEIGHTS.tolist():
@@ -58,11 +44,6 @@ def dense_models(model: LlamaForCausalLM, merged: Merged) -> list[LlamaForCausal
         models[-1].load_state_dict(with_route(merged, route), strict=False)
         assert models[-1].lm_head.weight is models[-1].model.embed_tokens.weight
     return models
-
-
-def generated(model, batch: dict[str, torch.Tensor], **settings) -> torch.Tensor:
-    settings = {"max_new_tokens": NEW, "do_sample": False, "use_cache": True} | settings
-    return model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
 
 
 @pytest.mark.parametrize("rank_ratio", [1.0, 0.2])
@@ -92,13 +73,6 @@ def test_log_likelihoods_are_those_of_the_dense_merges(model, rank_ratio):
     for row, dense, found in zip(rows, dense_models(model, merged), got, strict=True):
         expected = log_likelihoods(dense, {"input_ids": row, "attention_mask": torch.ones_like(row)})[0]
         torch.testing.assert_close(found[-len(expected) :], expected, atol=1e-3, rtol=0)
-
-
-def log_likelihoods(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Of every token but the first, given those before it."""
-    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    logits = model(**batch, position_ids=positions).logits[:, :-1]
-    return logits.float().log_softmax(-1).gather(2, batch["input_ids"][:, 1:, None])[..., 0]
 
 
 @torch.inference_mode()

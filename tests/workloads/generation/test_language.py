@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import OS_ENVIRON, command
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from baselines import individual, pretrained, task_arithmetic, ties
+from support.commands import OS_ENVIRON, command
+from support.language import TASKS, byte_tokenizer, documents, sentence
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis
 from twinbench.merging.merged import Merged, with_route
@@ -31,85 +31,8 @@ from twinbench.suite import backbone, load, open_causal_suite, open_tokenizer
 from twinbench.workloads.generation import data as language
 from twinbench.workloads.generation import finetune as instruct
 
-TASKS = {
-    "mmlu": ["acc"],
-    "truthful_qa": ["acc", "mc2"],
-    "bbq": ["acc", "bias_ambig", "bias_disambig"],
-    "cnn_dailymail": ["rouge2", "rougeL", "empty"],
-}
 ROWS = {"train": 10, "validation": 6, "test": 5}
-WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "was", "he", "for", "it", "with", "as", "his", "on", "be"]
-TEMPLATE = (
-    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
 SETTING = Setting(False, None, None, "cpu", 4)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte is a token, so that any text can be written, and one pair of them."""
-    special = ["<unk>", "<s>", "</s>"]
-    vocabulary = {token: at for at, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"])}
-    fast = Tokenizer(models.BPE(vocabulary, [("t", "h")], unk_token="<unk>"))
-    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=fast, chat_template=TEMPLATE, **named)
-
-
-def sentence(draw, least: int, most: int) -> str:
-    return " ".join(draw.choice(WORDS, draw.integers(least, most))) + "?"
-
-
-def documents(folder: Path) -> None:
-    """Data in the official columns, of few words."""
-    draw = np.random.default_rng(0)
-
-    def write(name: str, split: str, rows: list[dict]) -> None:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows).to_parquet(folder / name / f"{split}.parquet")
-
-    def question(subject: str) -> dict:
-        choices = [sentence(draw, 1, 3) for _ in range(4)]
-        return {
-            "question": sentence(draw, 2, 6),
-            "subject": subject,
-            "choices": choices,
-            "answer": int(draw.integers(4)),
-        }
-
-    for split, rows in (("dev", 2), ("validation", 20), ("test", 10)):
-        write("mmlu", split, [question(subject) for subject in ("law", "physics") for _ in range(rows)])
-    options = [
-        {
-            "question": f"{sentence(draw, 2, 5)} {at}",
-            "mc1_targets": {"choices": [f"{sentence(draw, 1, 4)} {i}" for i in range(3)], "labels": [1, 0, 0]},
-            "mc2_targets": {"choices": [f"{sentence(draw, 1, 4)} {i}" for i in range(4)], "labels": [1, 1, 0, 0]},
-        }
-        for at in range(60)
-    ]
-    write("truthful_qa", "validation", options)
-    info = {"ans0": ["man", "old"], "ans1": ["woman", "nonOld"], "ans2": ["unknown", "unknown"]}
-    rows = [
-        {
-            "question_polarity": ("neg", "nonneg")[at % 2],
-            "context_condition": ("ambig", "disambig")[at // 2 % 2],
-            "category": "Age",
-            "question_index": str(at // 4),
-            "context": sentence(draw, 2, 6),
-            "question": sentence(draw, 2, 4),
-            "ans0": "The man",
-            "ans1": "The woman",
-            "ans2": "Unknown",
-            "label": at % 3,
-            "answer_info": info,
-            "additional_metadata": {"stereotyped_groups": ["old"]},
-        }
-        for at in range(160)
-    ]
-    write("bbq", "test", rows)
-    for split in ("train", "validation", "test"):
-        articles = [{"article": sentence(draw, 8, 20), "highlights": sentence(draw, 3, 6)} for _ in range(20)]
-        write("cnn_dailymail", split, articles)
 
 
 @pytest.fixture(scope="module")
