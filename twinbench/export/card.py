@@ -11,6 +11,7 @@ from torch import Tensor
 from twinbench.merging.compress import LowRank
 from twinbench.merging.merged import Merged, with_route
 from twinbench.plan.job import Job
+from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.records import store
 from twinbench.routing.features import forward
 from twinbench.routing.router import Router
@@ -40,6 +41,7 @@ def render(
     hub = job.base.removeprefix("hub:").partition("@")[0] if job.base.startswith("hub:") else None
     return template.render(
         job=job,
+        knows_task=PROTOCOLS[job.protocol].knows_task,
         hub=hub,
         tasks=suite.tasks.values(),
         example=next(iter(suite.tasks.values())),
@@ -95,7 +97,7 @@ def _scores(job: Job, rows: list[dict]) -> list[dict]:
     individual = {
         row["task"]: row["value"]
         for row in found
-        if (row["suite_id"], row["method"], row["protocol"]) == (job.suite_id, "individual", "strict")
+        if (row["suite_id"], row["method"], row["protocol"]) == (job.suite_id, "individual", NORMALIZER)
     }
     lines = []
     for row in found:

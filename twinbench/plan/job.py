@@ -7,9 +7,9 @@ from pathlib import Path
 from twinbench.plan.identity import by_content, hashed, leaf_identity, suite_identity
 from twinbench.plan.signature import Signature, checked_signature, completed, draws, hyperparameters
 from twinbench.plan.suite import generative, merged
+from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.system.mistakes import Mistake, one_of
 
-PROTOCOLS = ("strict", "paper", "blind")
 SPLITS = ("test", "validation")
 ORACLE = "Oracle"  # the class of a router that is told the task
 CONFIGURATION = ("suite_id", "method", "params", "router", "protocol", "seed", "split")  # what a person has chosen
@@ -70,7 +70,7 @@ def configured(config: Mapping, names: Mapping[str, str]) -> Job:
     router, asked = None, config["router"]
     oracle = asked["_target_"].rpartition(".")[2] == ORACLE
     _check_protocol(config, names["method"], takes.route == "task" or (takes.route == "router" and oracle))
-    if takes.route == "router" or config["protocol"] == "blind":
+    if takes.route == "router" or not PROTOCOLS[config["protocol"]].knows_task:
         router = {"name": "oracle" if oracle else names["router"], **completed(asked)}
         if router.get("minimum_risk"):
             _check_risk(config)
@@ -126,8 +126,9 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
     if generative(suite):
         words = f"python -m twinbench.merge method={job.method}"
         raise Mistake(f"export writes classifiers; {words} merges language models to disk")
-    if job.protocol == "paper":
-        raise Mistake("protocol=paper keeps every task's own biases, so there is no one model to export; use strict")
+    if PROTOCOLS[job.protocol].gold_biases:
+        said = f"protocol={job.protocol} keeps every task's own biases, so there is no one model to export"
+        raise Mistake(f"{said}; use {NORMALIZER}")
     reads = job.router or {}
     if reads.get("minimum_risk"):
         raise Mistake("export writes a router whose weights are its probabilities: minimum_risk=false")
@@ -160,11 +161,13 @@ def _check_protocol(config: Mapping, method: str, known: bool) -> None:
         known: whether the method goes by the known task.
     """
     unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
-    if config["protocol"] == "paper" and generative(config["suite"]):
-        raise Mistake("protocol=paper is about heads and biases that generative experts do not have; use strict")
-    if unseen and (known or config["protocol"] != "strict"):
+    protocol = PROTOCOLS[config["protocol"]]
+    if protocol.gold_biases and generative(config["suite"]):
+        said = f"protocol={protocol.name} is about heads and biases that generative experts do not have"
+        raise Mistake(f"{said}; use {NORMALIZER}")
+    if unseen and (known or protocol.needs_expert):
         what = f"method={method} goes by the known task" if known else f"protocol={config['protocol']}"
-        raise Mistake(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under strict")
+        raise Mistake(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under {NORMALIZER}")
 
 
 def _check_risk(config: Mapping) -> None:
@@ -172,5 +175,6 @@ def _check_risk(config: Mapping) -> None:
     what = "router.minimum_risk goes by what each expert scores under the other tasks' heads"
     if generative(config["suite"]):
         raise Mistake(f"{what}, and generative tasks have no heads; use router=mlp")
-    if config["protocol"] == "blind":
-        raise Mistake(f"{what}, and under protocol=blind a row that goes to one is wrong; use router=text")
+    protocol = config["protocol"]
+    if not PROTOCOLS[protocol].knows_task:
+        raise Mistake(f"{what}, and under protocol={protocol} a row that goes to one is wrong; use router=text")

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 
+from twinbench.protocol import PROTOCOLS
 from twinbench.system.mistakes import Mistake
 
 NUMBER, NONE = (float, int), (type(None),)
@@ -23,7 +24,7 @@ LATER = {  # what older ones may lack
     **dict.fromkeys(("data", "expert", "exclusive_kind"), (str, *NONE)),
 }
 WORDS = {str: "text", dict: "an object", bool: "true or false", int: "a whole number", float: "a finite number"}
-CHOICES = {"status": ("ok", "failed"), "protocol": ("strict", "paper", "blind")}
+CHOICES = {"status": ("ok", "failed"), "protocol": tuple(PROTOCOLS)}
 
 
 def parsed(line: str, where: str) -> dict:

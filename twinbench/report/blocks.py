@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-PROTOCOLS = ("strict", "paper", "blind")
+from twinbench.protocol import NORMALIZER, PROTOCOLS
+
 Column = tuple[str, str]  # (task, metric)
 
 
@@ -80,7 +81,7 @@ def blocks(rows: Iterable[Mapping]) -> list[Block]:
     found = []
     for suite_id, split in ((name, split) for name in ids for split in ("test", "validation")):
         family = [run for run in runs if (_suite_id(run), _split(run)) == (suite_id, split)]
-        names = sorted({_head(run)["protocol"] for run in family}, key=_protocol_order)
+        names = sorted({_head(run)["protocol"] for run in family}, key=list(PROTOCOLS).index)
         rows_of = {name: _rows([run for run in family if _head(run)["protocol"] == name]) for name in names}
         found += _family_blocks(_head(family[0])["suite"], suite_id, split, rows_of) if family else []
     return found
@@ -88,7 +89,7 @@ def blocks(rows: Iterable[Mapping]) -> list[Block]:
 
 def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tuple]) -> list[Block]:
     """The blocks of one suite_id and split, with its column order and its normalizing runs."""
-    strict = rows_of.get("strict", ([],))[0]
+    strict = rows_of.get(NORMALIZER, ([],))[0]
     individual = [run for row in strict if row.method == "individual" and row.oracle for run in row.runs]
     everything = individual + [run for rows, *_ in rows_of.values() for row in rows for run in row.runs]
     columns = list(dict.fromkeys(column for run in everything for column in run.scores))
@@ -233,7 +234,3 @@ def _freshness(runs: list[list[dict]], suite_id: str) -> tuple[bool, str]:
     heads = [_head(run) for run in runs if _suite_id(run) == suite_id]
     done = [head["time"] for head in heads if head["status"] == "ok"]
     return bool(done), max(done or [head["time"] for head in heads])
-
-
-def _protocol_order(name: str) -> tuple[int, str]:
-    return (PROTOCOLS.index(name) if name in PROTOCOLS else len(PROTOCOLS)), name

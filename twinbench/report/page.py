@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jinja2
 
+from twinbench.protocol import PROTOCOLS
 from twinbench.report import text
 from twinbench.report.sections import Section, title
 
@@ -32,7 +33,8 @@ def render(suite: str, sections: list[Section], records: list[dict], command: st
         }
         for section in sections
     ]
-    texts = {"caveats": caveats, "reading": text.READING, "protocols": text.PROTOCOLS, "older": text.OLDER}
+    protocols = PROTOCOLS.values()
+    texts = {"caveats": caveats, "reading": text.READING, "protocols": protocols, "older": text.OLDER}
     return template.render(suite=suite, parts=parts, provenance=_provenance(records), command=command, **texts) + "\n"
 
 

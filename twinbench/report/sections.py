@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.report import expert_training, plots, tables, text
 from twinbench.report.blocks import Block
 from twinbench.report.bootstrap import Draws
@@ -45,7 +46,7 @@ class Section:
 
     def file(self, name: str) -> str:
         """The stem of a table's or figure's files; the expert matrix is plainly ``experts`` where it is strict."""
-        return name if (name, self.slug) == ("experts", "strict") else f"{self.slug}_{name}"
+        return name if (name, self.slug) == ("experts", NORMALIZER) else f"{self.slug}_{name}"
 
 
 def make(
@@ -80,7 +81,7 @@ def make(
             table = made.get("normalized")
             notes = [] if table is None else explained(block, table, reference, doubts=doubts, where=mend)
             heading = (f"{block.suite}: " if len(suites) > 1 else "") + _heading(block, several)
-            section = Section(heading, text.PROTOCOLS[block.protocol], _slug(block, several), past, made, notes, {})
+            section = Section(heading, PROTOCOLS[block.protocol].sentence, _slug(block, several), past, made, notes, {})
             if not past:
                 section.figures.update(_rendered(section, _draw(section, block, name, reference, marks)))
             sections.append(section)

@@ -49,12 +49,6 @@ CAPTIONS = {
     "learning curves, the router and choices; scores are on test, and on what else is named.",
 }
 
-PROTOCOLS = {
-    "strict": "Everything but the task's head is merged; the head is the gold task's.",
-    "paper": "As the official Twin-Merging code: biases and heads stay the gold task's own.",
-    "blind": "No task id anywhere: the router also picks the head. A row sent to another task's head is wrong; "
-    "in a regression it counts as the mean training label.",
-}
 EXPERTS = "Each task's expert is the base model, fine-tuned by twinbench on that task alone."
 DATA = "What the experts are trained and scored on."
 READING = (
