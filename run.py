@@ -179,8 +179,8 @@ def prepare(cfg: DictConfig, config: Mapping, job: Job, names: Mapping[str, str]
 
 def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], seed: int | None, group: str = "method"):
     """The method of a config group with its hyperparameters bound, and its shared expert's method if it has one."""
-    from twinbench.merging.basis_cache import remembered_basis
     from twinbench.merging.method import Method
+    from twinbench.prepared.basis import remembered
 
     takes, values = signature(config[group]["_target_"]), hyperparameters(config[group])
     merge = instantiate(cfg[group])
@@ -189,7 +189,7 @@ def make_method(cfg: DictConfig, config: Mapping, names: Mapping[str, str], seed
     if draws(takes, values):
         values |= {"seed": seed}
     if "basis" in takes.arguments:
-        basis = remembered_basis(cache_dir() / "factors", pick_device(config["device"]))
+        basis = remembered(cache_dir() / "factors", pick_device(config["device"]))
         merge = functools.partial(merge, basis=basis)
     shared = make_method(cfg, config, names, seed, "shared") if "shared" in takes.arguments else None
     values |= {"_target_": config[group]["_target_"]} | ({"shared": shared.identity} if shared else {})

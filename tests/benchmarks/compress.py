@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from twinbench.merging.basis_cache import remembered_basis
 from twinbench.merging.compress import basis, dense, svd
+from twinbench.prepared.basis import remembered
 from twinbench.records.provenance import machine, versions
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
@@ -51,9 +51,9 @@ def sweep() -> dict:
     def run(ranks) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for rank in ranks:
-                remembered = remembered_basis(Path(folder), "cpu")
+                basis_of = remembered(Path(folder), "cpu")
                 for matrix in matrices:
-                    svd(matrix, rank, remembered)
+                    svd(matrix, rank, basis_of)
 
     one, eight = seconds(lambda: run([RANK])), seconds(lambda: run(SWEEP))
     again = seconds(lambda: [svd(matrix, rank, basis) for rank in SWEEP for matrix in matrices], 1)

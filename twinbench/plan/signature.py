@@ -1,14 +1,18 @@
 """What a method, a router, a recipe or a loader takes, read from its source: an import would load torch."""
 
 import ast
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from twinbench.system import source
 from twinbench.system.mistakes import Mistake, one_of
 
-PREPARED = {"base", "experts", "shared", "seed", "basis"}  # arguments that the run makes; the others are the YAML's
+FOLDER = source.located("twinbench.prepared").parent  # one file per argument that a method may ask the run for
+READS = ("nothing", "training inputs", "training labels", "test inputs")  # what such a file reads, the least first
+NAMED = frozenset(file.stem for file in FOLDER.glob("[a-z]*.py"))
+PREPARED = {"base", "experts", "shared", "seed", *NAMED}  # arguments that the run makes; the others are the YAML's
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,14 @@ class Signature:
         defaults: of those arguments whose default is a literal.
         route: ``ROUTE``: how a method finds w(x).
         draws: ``DRAWS``: per hyperparameter the values under which a method draws random numbers; None: under all.
+        reads: the data that a method's prepared arguments read, one of `READS`.
     """
 
     arguments: frozenset[str]
     defaults: Mapping[str, object]
     route: str | None
     draws: Mapping[str, Collection] | None
+    reads: str
 
 
 def signature(target: str) -> Signature:
@@ -36,13 +42,21 @@ def signature(target: str) -> Signature:
     """
     own, module = source.definition(target), target.rpartition(".")[0]
     arguments = dict(_parameters(own.args) if isinstance(own, ast.FunctionDef) else _fields(own))
-    constants = {"ROUTE": None, "DRAWS": None}
-    for node in source.parsed(source.located(module)).body:
-        if isinstance(node, ast.Assign) and (known := ast.unparse(node.targets[0])) in constants:
-            constants[known] = ast.literal_eval(node.value)
+    constants = _constants(source.located(module), {"ROUTE": None, "DRAWS": None})
     for key in constants["DRAWS"] or ():
         one_of(f"hyperparameter in DRAWS of {module}", key, arguments)
-    return Signature(frozenset(arguments), _literals(arguments), constants["ROUTE"], constants["DRAWS"])
+    needs = most_read(prepared_reads(name) for name in arguments.keys() & NAMED)
+    return Signature(frozenset(arguments), _literals(arguments), constants["ROUTE"], constants["DRAWS"], needs)
+
+
+def prepared_reads(argument: str) -> str:
+    """What data a prepared argument reads: ``READS`` of its file."""
+    return _constants(FOLDER / f"{argument}.py", {"READS": None})["READS"]
+
+
+def most_read(needs: Iterable[str]) -> str:
+    """Of several `READS` the one that asks for most; "nothing" of none."""
+    return max(needs, key=READS.index, default="nothing")
 
 
 def draws(takes: Signature, values: Mapping) -> bool:
@@ -74,6 +88,15 @@ def checked_signature(name: str, leaf: Mapping) -> Signature:
         one_of(f"hyperparameter of {name}", key, sorted(wanted))
     if wanted - given:
         raise Mistake(f"{name} lacks {', '.join(sorted(wanted - given))}; it takes {', '.join(sorted(wanted))}")
+    return found
+
+
+def _constants(file: Path, wanted: Mapping[str, object]) -> dict:
+    """The literals that a module assigns to these names, or what stands there for them."""
+    found = dict(wanted)
+    for node in source.parsed(file).body:
+        if isinstance(node, ast.Assign) and (known := ast.unparse(node.targets[0])) in found:
+            found[known] = ast.literal_eval(node.value)
     return found
 
 
