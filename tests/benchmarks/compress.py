@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from twinbench.merging.compress import basis, dense, svd
+from twinbench.merging.compress import basis, svd
 from twinbench.prepared.basis import remembered
 from twinbench.records.provenance import machine, versions
+from twinbench.weights.parts import dense
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
 SHAPES = {"attention": (768, 768), "feed-forward": (3072, 768), "embedding": (50265, 768)}

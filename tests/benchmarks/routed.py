@@ -22,10 +22,10 @@ from torch.func import functional_call
 from tqdm import tqdm
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from twinbench.merging.compress import LowRank, Part, dense
 from twinbench.merging.merged import Merged, with_route
 from twinbench.records.provenance import machine, versions
 from twinbench.routing.attach import attach
+from twinbench.weights.parts import LowRank, Part, dense
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
 EXPERTS, RANK, BATCH, TOKENS = 8, 76, 16, 48

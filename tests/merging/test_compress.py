@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from twinbench.merging.compress import LowRank, bernoulli, dense, generator, is_zero, magnitude, svd, tensors
+from twinbench.merging.compress import bernoulli, generator, magnitude, svd
+from twinbench.weights.parts import LowRank, dense, is_zero, stored
 
 
 def draw(*shape, seed=0):
@@ -116,12 +117,12 @@ def test_bernoulli_keeps_the_mean_and_its_seed():
 def test_what_is_stored_of_a_part():
     whole = torch.tensor([[0.0, -3.0, 1.0], [2.0, 0.5, 0.0], [0.0, 0.0, 4.0]])
     sparse = magnitude(whole, 4 / 9)
-    found = tensors(sparse)
+    found = stored(sparse)
     assert found.keys() == {"values", "bits"} and found["values"].tolist() == [-3.0, 1.0, 2.0, 4.0]
     assert found["bits"].dtype == torch.uint8 and found["bits"].tolist() == [0b00001110, 0b1], "one bit per element"
-    low = tensors(LowRank(draw(2, 4).T[:3], draw(5, 2).T))
+    low = stored(LowRank(draw(2, 4).T[:3], draw(5, 2).T))
     assert {name: tensor.is_contiguous() for name, tensor in low.items()} == {"left": True, "right": True}
-    assert tensors(whole.T).keys() == {"delta"} and tensors(whole.T)["delta"].is_contiguous()
+    assert stored(whole.T).keys() == {"delta"} and stored(whole.T)["delta"].is_contiguous()
     zeros = torch.zeros(2, 3)
     assert is_zero(zeros) and is_zero(magnitude(zeros, 0.5)) and is_zero(svd(zeros, 1))
     assert not any(map(is_zero, (whole, sparse, svd(whole, 1))))

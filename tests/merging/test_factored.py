@@ -12,11 +12,12 @@ from baselines import average, dare, pretrained, task_arithmetic, ties
 from baselines import expert as one_expert
 from support.language import generated, left_padded, log_likelihoods, prompts
 from twinbench.merging import twin_merging
-from twinbench.merging.compress import LowRank, basis, dense
+from twinbench.merging.compress import basis
 from twinbench.merging.factored import coefficients, exclusive, linear, merge, separate, truncated, with_shared
 from twinbench.merging.merged import Merged, materialize, with_route
 from twinbench.routing.attach import attach
 from twinbench.weights.lora import read_adapter, read_factors
+from twinbench.weights.parts import LowRank, dense
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 61}  # d_min is 32 everywhere
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": False}

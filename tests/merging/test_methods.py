@@ -13,9 +13,10 @@ from baselines import average, dare, dare_ties, expert, individual, task_arithme
 from support.commands import ROOT
 from support.methods import YAMLS, call, models
 from twinbench.merging import twin_merging
-from twinbench.merging.compress import basis, dense, generator, tensors
+from twinbench.merging.compress import basis, generator
 from twinbench.merging.merged import Merged, exclusive_bytes, exclusive_kind, materialize, shared_bytes, with_route
 from twinbench.plan.signature import PREPARED, hyperparameters, signature
+from twinbench.weights.parts import dense, stored
 from twinbench.weights.state_dict import PIECE, StateDict
 
 
@@ -299,7 +300,7 @@ def test_exclusive_parts_are_counted_and_named_as_they_would_be_written(tmp_path
     for task, own in parts.exclusive.items():
         assert ("up.weight" in own) == (task != "task2")
         file = tmp_path / f"{task}.safetensors"
-        save_file({f"{name}.{k}": t for name, part in own.items() for k, t in tensors(part).items()}, file)
+        save_file({f"{name}.{k}": t for name, part in own.items() for k, t in stored(part).items()}, file)
         size += file.stat().st_size
     assert exclusive_bytes(parts) == size
     assert exclusive_kind(parts) == kind

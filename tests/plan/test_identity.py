@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from support.commands import ROOT, job, planned, read
 from support.methods import YAMLS, call, models
-from twinbench.merging.compress import dense
 from twinbench.merging.merged import materialize
 from twinbench.plan.identity import by_content, expert_id, hashed, leaf_identity, suite_identity, task_identity
 from twinbench.plan.signature import completed, draws, signature
 from twinbench.plan.suite import narrowed
 from twinbench.system import source
+from twinbench.weights.parts import dense
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from twinbench.merging.compress import LowRank
 from twinbench.routing.attach import attach
+from twinbench.weights.parts import LowRank
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 EXPERTS, SCALING, RANK_RATIO = 3, 0.3, 0.3

@@ -10,10 +10,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from baselines import task_arithmetic
 from support.family import CLASSES, tokenizer
 from twinbench.merging import twin_merging
-from twinbench.merging.compress import LowRank, basis, dense
+from twinbench.merging.compress import basis
 from twinbench.merging.merged import Merged, materialize
 from twinbench.routing.attach import attach
 from twinbench.routing.per_route import _joined
+from twinbench.weights.parts import LowRank, dense
 from twinbench.weights.state_dict import read_checkpoint
 
 

@@ -17,10 +17,11 @@ from transformers import BertForMaskedLM
 from baselines import average, dare, dare_ties, task_arithmetic, ties
 from support.commands import ROOT
 from support.family import WORDS, tiny_config
-from twinbench.merging.compress import bernoulli, dense, generator
+from twinbench.merging.compress import bernoulli, generator
 from twinbench.system.files import new_folder
 from twinbench.system.memory import peak_memory
 from twinbench.weights import state_dict
+from twinbench.weights.parts import dense
 from twinbench.weights.state_dict import StateDict, layout, read_checkpoint
 from twinbench.weights.write import write_checkpoint, write_weights
 

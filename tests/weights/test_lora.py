@@ -14,8 +14,8 @@ from transformers import BertForSequenceClassification
 from baselines import task_arithmetic
 from support.family import tiny_config
 from twinbench.export.lora import lora, split
-from twinbench.merging.compress import LowRank, dense
 from twinbench.weights.lora import CHANGES_BASE, PREFIX, by_pattern, read_adapter, read_factors
+from twinbench.weights.parts import LowRank, dense
 
 SHAPES = {
     "embed.weight": (10, 4),

@@ -8,7 +8,6 @@ import jinja2
 import torch
 from torch import Tensor
 
-from twinbench.merging.compress import LowRank
 from twinbench.merging.merged import Merged, with_route
 from twinbench.plan.job import Job
 from twinbench.protocol import NORMALIZER, PROTOCOLS
@@ -17,6 +16,7 @@ from twinbench.routing.features import forward
 from twinbench.routing.router import Router
 from twinbench.suite import Suite, backbone, classifier, load
 from twinbench.tasks.metrics import score
+from twinbench.weights.parts import LowRank
 
 EFFECT_ROWS = 128  # test rows per task on which the effect of the vectors is measured
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from twinbench.merging.compress import LowRank, Part
 from twinbench.system.mistakes import Mistake
+from twinbench.weights.parts import LowRank, Part
 
 
 def split(parts: Mapping[str, Part], who: str) -> tuple[dict[str, LowRank], dict[str, Tensor]]:

@@ -1,38 +1,16 @@
 """Compression of one exclusive matrix: truncated SVD, magnitude pruning, Bernoulli dropout (Twin-Merging, section 4.6).
 
-Each function takes a difference of weights and returns a *part*: a dense tensor, `LowRank` or `Sparse`.
-Parts stay compressed; `dense` rebuilds the matrix they stand for.
+Each function takes a difference of weights and returns a part (`twinbench.weights.parts`), which stays compressed.
 """
 
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from twinbench.system.mistakes import Mistake
-
-
-class LowRank(NamedTuple):
-    """``left @ right``: (d_out, r) and (r, d_in), the singular values folded into one of them.
-
-    A stack of matrices, such as the experts of a mixture in one tensor, has stacks of both factors.
-    """
-
-    left: Tensor
-    right: Tensor
-
-
-class Sparse(NamedTuple):
-    """The kept values of a tensor in row-major order, and one bit per element that says which they are."""
-
-    values: Tensor
-    bits: Tensor
-    shape: tuple[int, ...]
-
-
-Part = Tensor | LowRank | Sparse
+from twinbench.weights.parts import LowRank, Sparse, packed
 
 
 def basis(matrix: Tensor) -> Tensor:
@@ -101,48 +79,10 @@ def bernoulli(delta: Tensor, density: float, generator: torch.Generator) -> Spar
     return _sparse(delta / density, kept.to(delta.device))
 
 
-def dense(part: Part) -> Tensor:
-    """The tensor that a part stands for."""
-    if isinstance(part, LowRank):
-        return part.left @ part.right
-    if isinstance(part, Sparse):
-        full = part.values.new_zeros(part.shape).flatten()
-        full[_unpacked(part.bits, full.numel())] = part.values
-        return full.view(part.shape)
-    return part
-
-
-def is_zero(part: Part) -> bool:
-    """Whether the part changes nothing, so that it need not be stored."""
-    if isinstance(part, LowRank):
-        return part.left.shape[-1] == 0
-    return not (part.values if isinstance(part, Sparse) else part).any()
-
-
-def tensors(part: Part) -> dict[str, Tensor]:
-    """The tensors that are stored for a part, by suffix."""
-    if isinstance(part, LowRank):
-        return {"left": part.left.contiguous(), "right": part.right.contiguous()}
-    if isinstance(part, Sparse):
-        return {"values": part.values, "bits": part.bits}
-    return {"delta": part.contiguous()}
-
-
 def generator(seed: int, *names: str) -> torch.Generator:
     """A CPU generator that depends on the seed and the names alone, not on the order in which tensors are visited."""
     return torch.Generator().manual_seed(zlib.crc32("/".join((str(seed), *names)).encode()))
 
 
 def _sparse(values: Tensor, kept: Tensor) -> Sparse:
-    return Sparse(values.flatten()[kept], _packed(kept), tuple(values.shape))
-
-
-def _packed(mask: Tensor) -> Tensor:
-    padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
-    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=mask.device)
-    return (padded * weights).sum(1, dtype=torch.uint8)
-
-
-def _unpacked(bits: Tensor, length: int) -> Tensor:
-    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((bits[:, None] >> shifts) & 1).flatten()[:length].bool()
+    return Sparse(values.flatten()[kept], packed(kept), tuple(values.shape))

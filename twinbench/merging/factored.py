@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from twinbench.merging.compress import LowRank, dense, is_zero, svd
+from twinbench.merging.compress import svd
 from twinbench.merging.merged import Merged
 from twinbench.system.mistakes import Mistake
+from twinbench.weights.parts import LowRank, dense, is_zero
 from twinbench.weights.state_dict import listed
 
 PROBED = (32, 16)  # shape of the random models that tell whether a method is linear: matrices, as all that LoRA adapts

@@ -1,51 +1,84 @@
 """What every merging method returns: a shared part, and parts that are exclusive to one expert each.
 
-The weights for an input x are ``shared + sum_t w_t(x) * exclusive_t`` (Twin-Merging, Eq. 3). A static method has no
-exclusive parts; how w(x) is found is not the method's business.
+The weights for an input x are ``shared + always + sum_t w_t(x) * exclusive_t`` (Twin-Merging, Eq. 3, has no *always*).
+A static method has no exclusive parts; how w(x) is found is not the method's business.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from twinbench.merging.compress import LowRank, Part, Sparse, dense, is_zero, tensors
+from twinbench.weights.parts import Part, dense, is_zero, kind, stored
+
+Parts = Mapping[str, Part]  # by tensor name; a name without a part adds nothing
+
+
+class Gate(Protocol):
+    """Finds the weights of a linear layer's exclusive parts from that layer's own input."""
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Weights (..., experts) of inputs (..., d_in)."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors that would be written, by suffix."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A shared state dict, and per expert its exclusive parts by tensor name (a name without a part adds nothing)."""
+    """A merged model.
+
+    Attributes:
+        shared: the state dict that every input meets.
+        exclusive: per expert its own parts.
+        always: parts that are added for every input, beside ``shared``, whose tensors stay as they are.
+        common: by name the tensors that `Masked` parts of that name refer to; each is stored once for all of them.
+        gates: by the name of a linear layer's weight what finds w(x) there, if a route is taken per layer.
+    """
 
     shared: Mapping[str, Tensor]
-    exclusive: Mapping[str, Mapping[str, Part]] = field(default_factory=dict)
+    exclusive: Mapping[str, Parts] = field(default_factory=dict)
+    always: tuple[Parts, ...] = ()
+    common: Mapping[str, Tensor] = field(default_factory=dict)
+    gates: Mapping[str, Gate] = field(default_factory=dict)
 
 
 def materialize(merged: Merged, *, progress: str | None = None) -> Merged:
-    """Compute every tensor of a merge once and keep it; parts that are exactly zero are left out.
+    """Compute every tensor of a merge once and keep it; parts and common tensors that are exactly zero are left out.
+
+    It goes name by name, so a method that remembers its last common tensor makes each once, and all parts hold it.
 
     Args:
         progress: label of a progress bar over tensors, or None for no bar.
     """
-    total = len(merged.shared) + sum(len(parts) for parts in merged.exclusive.values())
-    with tqdm(total=total, desc=progress, unit="tensor", leave=False, disable=progress is None) as bar:
-        shared = {name: _counted(tensor, bar) for name, tensor in merged.shared.items()}
-        exclusive = {
-            expert: {name: _counted(part, bar) for name, part in parts.items() if not is_zero(part)}
-            for expert, parts in merged.exclusive.items()
-        }
-    return Merged(shared, exclusive)
+    kept: list[dict] = [{} for _ in (*merged.exclusive, *merged.always)]
+    sources = [merged.shared, merged.common, *merged.exclusive.values(), *merged.always]
+    results = shared, common, *_ = [{}, {}, *kept]
+    names = dict.fromkeys(name for source in sources for name in source)
+    with tqdm(total=sum(map(len, sources)), desc=progress, unit="tensor", leave=False, disable=progress is None) as bar:
+        for name in names:
+            for source, result in zip(sources, results, strict=True):
+                if name in source:
+                    part = source[name]
+                    if result is shared or not is_zero(part):
+                        result[name] = part
+                    bar.update()
+    exclusive = dict(zip(merged.exclusive, kept, strict=False))
+    return Merged(shared, exclusive, tuple(kept[len(exclusive) :]), common, merged.gates)
 
 
 def with_route(merged: Merged, weights: Sequence[float]) -> dict[str, Tensor]:
-    """The dense state dict of one route: shared + sum_t w_t * exclusive_t.
+    """The dense state dict of one route: shared + always + sum_t w_t * exclusive_t.
 
     Args:
         weights: one weight per expert, in the order of ``merged.exclusive``.
     """
     state = dict(merged.shared)
-    for weight, parts in zip(weights, merged.exclusive.values(), strict=True):
+    weighed = [*((1.0, parts) for parts in merged.always), *zip(weights, merged.exclusive.values(), strict=True)]
+    for weight, parts in weighed:
         if weight:
             for name, part in parts.items():
                 state[name] = state[name] + weight * dense(part).to(state[name].dtype)
@@ -53,24 +86,27 @@ def with_route(merged: Merged, weights: Sequence[float]) -> dict[str, Tensor]:
 
 
 def shared_bytes(merged: Merged) -> int:
-    """Stored size of the shared part."""
-    return stored_bytes(merged.shared)
+    """Stored size of all that is not exclusive to an expert: shared and common tensors, and each of *always*."""
+    files = [merged.shared, *([merged.common] if merged.common else []), *map(_tensors, merged.always)]
+    return sum(map(stored_bytes, files))
 
 
 def exclusive_bytes(merged: Merged) -> int:
     """Stored size of the exclusive parts, a file per expert; 0 if there are none."""
-    return sum(
-        stored_bytes({f"{name}.{suffix}": t for name, part in parts.items() for suffix, t in tensors(part).items()})
-        for parts in merged.exclusive.values()
-    )
+    return sum(stored_bytes(_tensors(parts)) for parts in merged.exclusive.values())
+
+
+def gate_bytes(merged: Merged) -> int:
+    """Stored size of the gates, one file; 0 if there are none."""
+    tensors = {f"{name}.{suffix}": t for name, gate in merged.gates.items() for suffix, t in gate.stored().items()}
+    return stored_bytes(tensors) if tensors else 0
 
 
 def exclusive_kind(merged: Merged) -> str:
-    """How the exclusive parts are stored: "none", "dense", "low-rank", "sparse", or "low-rank + dense vectors"."""
+    """How the exclusive parts are stored: "none", "dense", "mask", or such as "low-rank + dense vectors"."""
     parts = [part for own in merged.exclusive.values() for part in own.values()]
-    kinds = {"low-rank": LowRank, "sparse": Sparse}
-    found = [name for name, kind in kinds.items() if any(isinstance(part, kind) for part in parts)]
-    whole = [part.dim() for part in parts if isinstance(part, Tensor)]
+    found = sorted({kind(part) for part in parts} - {"dense"})
+    whole = [part.dim() for part in parts if kind(part) == "dense"]
     if whole:
         found.append("dense vectors" if found and max(whole) < 2 else "dense")
     return " + ".join(found) or "none"
@@ -81,6 +117,6 @@ def stored_bytes(state: Mapping[str, Tensor]) -> int:
     return len(save({name: tensor.contiguous() for name, tensor in state.items()}))
 
 
-def _counted(value, bar):
-    bar.update()
-    return value
+def _tensors(parts: Parts) -> dict[str, Tensor]:
+    """What would be written for parts, by tensor name and suffix."""
+    return {f"{name}.{suffix}": tensor for name, part in parts.items() for suffix, tensor in stored(part).items()}

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from twinbench.merging.compress import Part, bernoulli, generator, magnitude, svd
+from twinbench.merging.compress import bernoulli, generator, magnitude, svd
 from twinbench.merging.merged import Merged
+from twinbench.weights.parts import Part
 from twinbench.weights.state_dict import StateDict
 
 ROUTE = "router"

@@ -14,13 +14,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from twinbench.merging.compress import Part
 from twinbench.routing.batch import Routes
 from twinbench.routing.operations import check_batch
 from twinbench.routing.per_route import by_route
 from twinbench.routing.readers import Axes, Batch, check, learn
 from twinbench.routing.varying import MERGED, ROUTED, SHARED, Source, Use, Varying, varying
 from twinbench.system.mistakes import Mistake
+from twinbench.weights.parts import Part
 
 _learned: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # a model is compared once, not for every merge
 

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twinbench.merging.compress import LowRank, Part
 from twinbench.routing.batch import Block, Routes
 from twinbench.system.mistakes import Mistake
+from twinbench.weights.parts import LowRank, Part
 
 Plain = Callable[[], Tensor]
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from twinbench.merging.compress import LowRank, Part, dense
 from twinbench.routing.batch import Routes
 from twinbench.routing.operations import known
 from twinbench.system.mistakes import Mistake
+from twinbench.weights.parts import LowRank, Part, dense
 
 SHARED, MERGED, ROUTED = "shared", "merged", "routed"  # what operations get: no parts, merged weights, parts beside
 CASTS = {"float", "half", "bfloat16", "double", "to", "add", "sub", "rsub", "mul"}  # of a vector, with numbers

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from twinbench.merging.compress import LowRank
 from twinbench.system.mistakes import Mistake
+from twinbench.weights.parts import LowRank
 from twinbench.weights.state_dict import StateDict, listed, open_safetensors
 
 PREFIX = "base_model.model."
