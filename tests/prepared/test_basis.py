@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from twinbench.merging.compress import basis, dense, svd
+from twinbench.merging.compress import basis, svd
 from twinbench.prepared import basis as prepared
 from twinbench.prepared.basis import remembered
 from twinbench.weights import disk_cache
 from twinbench.weights.disk_cache import content_key
+from twinbench.weights.parts import dense
 
 
 def draw(*shape, seed=0):
