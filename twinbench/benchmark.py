@@ -8,16 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from twinbench.merging.merged import Merged, exclusive_bytes, exclusive_kind, shared_bytes
 from twinbench.merging.method import Method, merge
-from twinbench.records import provenance
 from twinbench.routing import learned
 from twinbench.routing.learned import Setting
 from twinbench.routing.router import Mlp, Oracle, Router
 from twinbench.suite import Suite
-from twinbench.system import processes
+from twinbench.system.device import name as device_name
 from twinbench.system.memory import peak_memory
 from twinbench.system.mistakes import Mistake, mistakes
 from twinbench.workloads.classification import score as classification
@@ -93,7 +91,7 @@ def run(
         **_storage(suite, method, merged),
         "router_bytes": router_bytes,
         "peak_memory_bytes": peak.bytes,
-        "device": _device_name(device),
+        "device": device_name(device),
     }
     beside = [name for name in frames[0] if name not in COLUMNS]
     return [row | common for row in rows], pd.concat(frames, ignore_index=True)[[*COLUMNS, *beside]]
@@ -137,8 +135,3 @@ def _storage(suite: Suite, method: Method, merged: Merged) -> dict[str, int | st
     if suite.adapter_bytes and not suite.factored and method.identity.startswith("individual "):
         taken, kind = suite.adapter_bytes, "LoRA adapters"  # that their differences are dense here is our own doing
     return {"shared_bytes": common, "exclusive_bytes": taken, "exclusive_kind": kind}
-
-
-def _device_name(device: str) -> str:
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else provenance.machine()
-    return name if processes.count() == 1 else f"{processes.count()} processes, each on {name}"

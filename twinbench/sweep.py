@@ -11,6 +11,7 @@ from twinbench.plan import preflight
 from twinbench.records import store
 from twinbench.system import processes
 from twinbench.system.ending import interrupt_first
+from twinbench.system.files import check_writable
 from twinbench.system.mistakes import Mistake
 
 ONE = ("results_dir", "plan", "wandb", "wandb.mode", "wandb.project")  # keys that a sweep has one value of
@@ -34,7 +35,7 @@ def check(config: DictConfig, swept: Sequence[str]) -> None:
 
 def make_folder(config: DictConfig) -> None:
     """Make the sweep's own folder, or raise OSError where records could not be written either."""
-    store.check_writable(Path(config.results_dir).expanduser())
+    check_writable(Path(config.results_dir).expanduser())
     Path(config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
 
 
@@ -49,17 +50,16 @@ def counted(config: DictConfig) -> Iterator[None]:
         raise stop if str(stop) or config.plan else type(stop)(f"{len(begun)} done, the same command goes on") from None
 
 
-def finish(config: DictConfig, jobs: list[dict[str, str]]) -> int:
+def finish(config: DictConfig, jobs: list) -> int:
     """Report on a sweep whose jobs have ended.
 
     Args:
-        jobs: per job its ``status`` (ok, skipped, failed; planned, done under ``plan=true``), its ``suite`` and its
-            ``run_id``, which a job that could not be planned lacks.
+        jobs: per job its `twinbench.command.Outcome`.
 
     Returns:
         The exit code: 1 if a job failed.
     """
-    statuses = [job["status"] for job in jobs]
+    statuses = [job.status for job in jobs]
     print(", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)), flush=True)
     failed = int("failed" in statuses)
     if config.plan:
@@ -70,11 +70,11 @@ def finish(config: DictConfig, jobs: list[dict[str, str]]) -> int:
     from twinbench.report.make import make
 
     folder, group = Path(config.results_dir).expanduser(), Path(config.hydra.sweep.dir).name
-    suites = list(dict.fromkeys(job["suite"] for job in jobs if "suite" in job))
+    suites = list(dict.fromkeys(job.suite for job in jobs if job.suite))
     experiment = config.hydra.runtime.choices["experiment"]
     reports = [{"suite": suite} for suite in suites]
     if experiment and experiment not in suites:  # one that has a suite's name is about the whole suite
-        store.write_sweep(folder, experiment, sorted({job["run_id"] for job in jobs if "run_id" in job}))
+        store.write_sweep(folder, experiment, sorted({job.run_id for job in jobs if job.run_id}))
         reports = [{"experiment": experiment}]
     for which in reports:
         try:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import run
 from support.commands import ROOT, composed
 from support.family import write_suite
+from twinbench.command import run
 from twinbench.records import store
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
@@ -21,9 +21,9 @@ def test_predictions_are_those_of_the_cpu(family, tmp_path, method):
     for device in ("cpu", "cuda"):
         results = tmp_path / device
         overrides = [f"method={method}", f"device={device}", "router=oracle", *MORE.get(method, [])]
-        done = run.run(composed(tmp_path / "conf", results, *overrides))
-        assert done["status"] == "ok"
-        frames.append(store.predictions(results, done["run_id"]))
+        done = run(composed(tmp_path / "conf", results, *overrides))
+        assert done.status == "ok"
+        frames.append(store.predictions(results, done.run_id))
     regression = (frames[0]["task"] == "size").to_numpy()
     cpu, gpu = (frame["prediction"].to_numpy() for frame in frames)
     np.testing.assert_allclose(gpu[regression], cpu[regression], rtol=1e-5, atol=1e-6)

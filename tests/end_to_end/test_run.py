@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
-import run
 from support.commands import OS_ENVIRON, ROOT, command, composed, rows_of
 from support.family import CLASSES, edit_weights, frame, tokenizer, write_suite
+from twinbench import prepare
+from twinbench.command import run
 from twinbench.records import store
 from twinbench.report import blocks, tables
 from twinbench.report.make import make
@@ -32,7 +33,7 @@ def bench(family, tmp_path):
     """Run a configuration in this process; returns its status."""
 
     def start(*overrides, conf=family / "conf"):
-        return run.run(composed(conf, tmp_path, *overrides))["status"]
+        return run(composed(conf, tmp_path, *overrides)).status
 
     start.results = tmp_path
     return start
@@ -149,7 +150,7 @@ def test_how_experts_were_trained_comes_into_the_results_and_its_report(bench, f
     assert bench("method=average", conf=tmp_path / "conf") == "skipped"
     assert file.read_bytes() == written[0], "records of before the file was kept get it as well"
     file.unlink()
-    monkeypatch.setattr(run, "load_tasks", unreachable)
+    monkeypatch.setattr(prepare, "load_tasks", unreachable)
     assert bench("method=average", conf=tmp_path / "conf") == "skipped", "what is done stays done without its data"
     assert not file.exists()
     file.write_bytes(written[0])

@@ -9,15 +9,14 @@ import pytest
 import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
-import run
 from support.commands import OS_ENVIRON, ROOT, composed
 from support.family import CLASSES
-from twinbench import benchmark
+from twinbench import benchmark, prepare
+from twinbench.command import run
 from twinbench.merging.merged import with_route
-from twinbench.plan.job import configured
+from twinbench.plan.preflight import planned
 from twinbench.records import store
 from twinbench.routing.attach import attach
 from twinbench.routing.features import features, forward
@@ -34,7 +33,7 @@ def export(family, tmp_path):
     def start(*overrides):
         folder = tmp_path / "exported"
         cfg = composed(family / "conf", tmp_path / "results", f"export={folder}", *overrides)
-        start.status = run.run(cfg)["status"]
+        start.status = run(cfg).status
         return folder, built(cfg)
 
     start.results = tmp_path / "results"
@@ -43,10 +42,8 @@ def export(family, tmp_path):
 
 def built(cfg):
     """The suite, the merged model and the router, from the caches of the run."""
-    config = OmegaConf.to_container(cfg, resolve=True)
-    choices = HydraConfig.get().runtime.choices
-    names = {"method": choices["method"], "shared": choices["method@shared"], "router": choices["router"]}
-    arguments = run.prepare(cfg, config, configured(config, names), names)
+    cfg.export = None  # it is there already
+    arguments = prepare.prepared(planned(cfg, HydraConfig.get().runtime.choices))
     return arguments[0], *benchmark.built(*arguments)
 
 
@@ -175,7 +172,7 @@ def test_under_blind_the_exported_router_chooses_the_head(export, monkeypatch):
 
 
 def test_the_card_says_what_it_is_and_how_it_scored(export, family):
-    run.run(composed(family / "conf", export.results, "method=individual"))
+    run(composed(family / "conf", export.results, "method=individual"))
     folder, _ = export(*TWIN)
     text = (folder / "README.md").read_text()
     header = yaml.safe_load(text.split("---\n")[1])
@@ -198,7 +195,7 @@ def test_the_card_says_what_it_is_and_how_it_scored(export, family):
 
 
 def test_an_export_does_not_change_the_run_and_does_not_measure_it_again(export, family):
-    assert run.run(composed(family / "conf", export.results, "method=average"))["status"] == "ok"
+    assert run(composed(family / "conf", export.results, "method=average")).status == "ok"
     folder, _ = export("method=average")
     assert export.status == "skipped"
     assert len(list((export.results / "records").glob("*.jsonl"))) == 1
@@ -237,7 +234,7 @@ def test_a_folder_with_something_in_it_is_refused_before_anything_runs(export, t
 
 def test_a_disk_that_fills_up_leaves_no_folder(family, tmp_path):
     results, folder = tmp_path / "results", tmp_path / "out" / "exported"
-    run.run(composed(family / "conf", results, "method=average"))
+    run(composed(family / "conf", results, "method=average"))
     script = (
         "import resource, runpy\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"

@@ -52,7 +52,11 @@ def test_unseen_tasks_are_scored_under_strict():
 
 def test_a_refused_export_does_not_send_to_a_command_that_refuses_too(tmp_path):
     config, _ = read("method=twin_merging")
-    known = dataclasses.replace(planned("method=twin_merging"), method="emr", route="task")
+    twin = planned("method=twin_merging")
+    leaf = dataclasses.replace(
+        twin.leaves["method"], takes=dataclasses.replace(twin.leaves["method"].takes, route="task")
+    )
+    known = dataclasses.replace(twin, method="emr", leaves={"method": leaf})
     with pytest.raises(ValueError, match="method=emr gives each task a model of its own, and no command writes these"):
         check_export(known, tmp_path, config["suite"])
     causal, _ = read("suite=generative_smollm")

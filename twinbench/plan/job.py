@@ -1,7 +1,7 @@
 """What a composed configuration means, found without loading a weight or torch: what is to run, and its mistakes."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from twinbench.plan.identity import by_content, hashed, leaf_identity, suite_identity
@@ -16,8 +16,35 @@ CONFIGURATION = ("suite_id", "method", "params", "router", "protocol", "seed", "
 
 
 @dataclass(frozen=True)
+class Leaf:
+    """A function of the configuration and its values: the same object is hashed, recorded and called.
+
+    Attributes:
+        name: of the chosen file.
+        target: MODULE.FUNCTION.
+        values: its hyperparameters.
+        takes: its signature.
+    """
+
+    name: str
+    target: str
+    values: Mapping
+    takes: Signature
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers under these values, so that its seed changes its result."""
+        return draws(self.takes, self.values)
+
+    @property
+    def identity(self) -> dict:
+        """What it does: its source and its values."""
+        return leaf_identity({"_target_": self.target, **self.values})
+
+
+@dataclass(frozen=True)
 class Job:
-    """One configuration.
+    """One configuration: what identifies it, and what runs it.
 
     Attributes:
         run_id: hash of everything that changes the result, and of nothing else.
@@ -26,7 +53,11 @@ class Job:
         params: the method's hyperparameters, with those of its shared expert's method under ``shared``.
         router, seed: None where the result does not depend on them.
         split: that is scored: test, or validation to choose hyperparameters by.
-        route: how the method finds w(x): None, "task" or "router".
+        route: how w(x) is found, after the protocol and the router had their say: None, "task" (the known task),
+            "router", "layer" (per layer), or "top1" (one-hot at the router's choice).
+        config: the resolved configuration; its suite has the chosen tasks.
+        leaves: the method, and the shared expert's method if it asks for one.
+        experiment: the chosen experiment file.
     """
 
     run_id: str
@@ -41,6 +72,18 @@ class Job:
     seed: int | None
     split: str
     route: str | None
+    config: Mapping = field(compare=False, repr=False)
+    leaves: Mapping[str, Leaf] = field(compare=False, repr=False)
+    experiment: str | None = field(compare=False)
+
+    def identity(self) -> dict:
+        """The fields of its records that say what was run."""
+        named = ("run_id", "source", "suite", "suite_id", "base", "method", "params", "router", "protocol", "seed")
+        return {name: getattr(self, name) for name in (*named, "split")}
+
+    @property
+    def results_dir(self) -> Path:
+        return Path(self.config["results_dir"])
 
     @property
     def label(self) -> str:
@@ -54,11 +97,11 @@ class Job:
         return f"{self.suite} {self.protocol:6} {self.method}{values}{router}{seed}{split}"
 
 
-def configured(config: Mapping, names: Mapping[str, str]) -> Job:
+def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
     """Check a resolved configuration and say what it stands for.
 
     Args:
-        names: the chosen file of each config group: ``method``, ``shared``, ``router``.
+        names: the chosen file of each config group: ``method``, ``shared``, ``router``, ``experiment``.
 
     Raises:
         ValueError: unknown protocol, or hyperparameters that do not fit the method.
@@ -66,29 +109,43 @@ def configured(config: Mapping, names: Mapping[str, str]) -> Job:
     """
     one_of("protocol", config["protocol"], PROTOCOLS)
     one_of("split", config["split"], SPLITS)
-    takes, params, leaves, drawn = _method(config, names)
-    router, asked = None, config["router"]
+    leaves = _leaves(config, names)
+    method, asked, blind = leaves["method"], config["router"], not PROTOCOLS[config["protocol"]].knows_task
     oracle = asked["_target_"].rpartition(".")[2] == ORACLE
-    _check_protocol(config, names["method"], takes.route == "task" or (takes.route == "router" and oracle))
-    if takes.route == "router" or not PROTOCOLS[config["protocol"]].knows_task:
+    route = "task" if method.takes.route == "router" and oracle else method.takes.route
+    _check_protocol(config, method.name, route == "task")
+    router, hashes = None, [leaf.identity for leaf in leaves.values()]
+    drawn = any(leaf.draws for leaf in leaves.values())
+    if method.takes.route == "router" or blind:
         router = {"name": "oracle" if oracle else names["router"], **completed(asked)}
         if router.get("minimum_risk"):
             _check_risk(config)
-        leaves.append({"class": asked["_target_"].rpartition(".")[2], "values": by_content(completed(asked))})
+        hashes.append({"class": asked["_target_"].rpartition(".")[2], "values": by_content(completed(asked))})
         drawn |= not oracle
     suite = suite_identity(config["suite"])
+    shared = leaves.get("shared")
     found = {
         "suite_id": hashed(suite),
-        "method": names["method"],
-        "params": params,
+        "method": method.name,
+        "params": dict(method.values) | ({"shared": {"method": shared.name, **shared.values}} if shared else {}),
         "protocol": config["protocol"],
         "seed": config["seed"] if drawn else None,
         "split": config["split"],
     }
-    shared = names["shared"] if "shared" in params else None  # names are what the report calls and finds rows by
-    run_id = hashed([found | {"params": None}, shared, leaves])
-    about = {"suite": config["suite"]["name"], "base": suite["base"], "router": router, "route": takes.route}
-    return Job(run_id=run_id, source=hashed(leaves), **found, **about)
+    # names are what the report calls and finds rows by
+    run_id = hashed([found | {"params": None}, shared.name if shared else None, hashes])
+    return Job(
+        run_id=run_id,
+        source=hashed(hashes),
+        suite=config["suite"]["name"],
+        base=suite["base"],
+        router=router,
+        route="top1" if blind and route == "task" else route,
+        config=config,
+        leaves=leaves,
+        experiment=names.get("experiment"),
+        **found,
+    )
 
 
 def changed_since(rows: Iterable[Mapping], job: Job) -> str | None:
@@ -113,12 +170,13 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
         raise Mistake(f"export={folder} must be a new or empty folder, and something is there")
     if job.method == "individual":
         raise Mistake("method=individual has nothing to export: its experts are models already")
-    if job.route == "task":
+    routed = job.leaves["method"].takes.route
+    if routed == "task":
         raise Mistake(
             f"method={job.method} gives each task a model of its own, and no command writes these to disk; what can be "
             "exported is a static method, such as ties, or method=twin_merging"
         )
-    if generative(suite) and job.route:
+    if generative(suite) and routed:
         raise Mistake(
             f"method={job.method} of language models cannot be written to disk yet: export writes classifiers; a "
             "static method, such as ties, is merged by python -m twinbench.merge"
@@ -139,19 +197,19 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
         raise Mistake(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")
 
 
-def _method(config: Mapping, names: Mapping[str, str]) -> tuple[Signature, dict, list[dict], bool]:
-    """The method's signature, its hyperparameters with those of its shared expert's method, what both are, and whether
-    one of them draws random numbers."""
-    takes, params = checked_signature(names["method"], config["method"]), hyperparameters(config["method"])
-    leaves, drawn = [leaf_identity(config["method"])], draws(takes, params)
-    if "shared" in takes.arguments:
-        inner, given = checked_signature(names["shared"], config["shared"]), hyperparameters(config["shared"])
-        if inner.route or "shared" in inner.arguments:
-            raise Mistake(f"method@shared={names['shared']}: the shared expert needs a static method")
-        params |= {"shared": {"method": names["shared"], **given}}
-        leaves.append(leaf_identity(config["shared"]))
-        drawn |= draws(inner, given)
-    return takes, params, leaves, drawn
+def _leaves(config: Mapping, names: Mapping[str, str | None]) -> dict[str, Leaf]:
+    """The method, and the method that makes its shared expert if it asks for one."""
+    found = {"method": _leaf(config, names, "method")}
+    if "shared" in found["method"].takes.arguments:
+        found["shared"] = inner = _leaf(config, names, "shared")
+        if inner.takes.route or "shared" in inner.takes.arguments:
+            raise Mistake(f"method@shared={inner.name}: the shared expert needs a static method")
+    return found
+
+
+def _leaf(config: Mapping, names: Mapping[str, str | None], group: str) -> Leaf:
+    takes = checked_signature(names[group], config[group])
+    return Leaf(names[group], config[group]["_target_"], hyperparameters(config[group]), takes)
 
 
 def _check_protocol(config: Mapping, method: str, known: bool) -> None:

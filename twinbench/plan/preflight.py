@@ -16,9 +16,9 @@ from twinbench.plan import targets
 from twinbench.plan.job import Job, check_export, configured
 from twinbench.plan.signature import checked_signature, hyperparameters
 from twinbench.plan.suite import generative, narrowed
-from twinbench.records import store
 from twinbench.system import processes
 from twinbench.system.errors import MISTAKES, one_line
+from twinbench.system.files import check_writable
 from twinbench.system.mistakes import Mistake, check_name, one_of
 
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -43,17 +43,17 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **_) -> None:
         try:
-            found, _, _ = planned(config, config.hydra.runtime.choices)
+            found = planned(config, config.hydra.runtime.choices).config
             if found["plan"]:  # writes nothing
                 config.hydra.run.dir, config.hydra.output_subdir, config.hydra.job_logging.root = ".", None, None
             else:
-                store.check_writable(Path(found["results_dir"]))
+                check_writable(Path(found["results_dir"]))
         except MISTAKES as error:
             sys.exit(f"error: {one_line(error)}")
 
 
-def planned(cfg: DictConfig, choices: Mapping[str, str | None]) -> tuple[dict, dict[str, str | None], Job]:
-    """The resolved configuration with the suite's chosen tasks, the chosen file of each group, and what is to run.
+def planned(cfg: DictConfig, choices: Mapping[str, str | None]) -> Job:
+    """What a composed configuration stands for, with the tasks that its suite keeps.
 
     Raises:
         ValueError, OSError: what is wrong with it, in one line.
@@ -66,7 +66,7 @@ def planned(cfg: DictConfig, choices: Mapping[str, str | None]) -> tuple[dict, d
         if processes.count() > 1:
             raise Mistake(f"export={config['export']}: one process exports; start it without the launcher")
         check_export(job, Path(config["export"]), config["suite"])
-    return config, names, job
+    return job
 
 
 def composed(cfg: DictConfig, choices: Mapping[str, str | None]) -> tuple[dict, dict[str, str | None]]:

@@ -207,13 +207,3 @@ def _json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise Mistake(f"{path}: not JSON ({error})") from error
-
-
-def check_writable(results_dir: Path) -> None:
-    """Raise OSError with the folder's name if records could not be written there."""
-    try:
-        with new_file(results_dir / "records" / "writable") as part:
-            part.touch()
-        (results_dir / "records" / "writable").unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(f"results_dir={results_dir} cannot be written to: {error.strerror or error}") from error

@@ -77,6 +77,16 @@ def remove(path: Path) -> None:
         _delete(aside)
 
 
+def check_writable(results_dir: Path) -> None:
+    """Raise OSError with the folder's name if records could not be written there."""
+    try:
+        with new_file(results_dir / "records" / "writable") as part:
+            part.touch()
+        (results_dir / "records" / "writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"results_dir={results_dir} cannot be written to: {error.strerror or error}") from error
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove what is half-written in a folder, where its process ran on this machine and is gone."""
     for path in folder.glob(".*"):

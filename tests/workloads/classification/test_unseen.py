@@ -6,9 +6,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import run
 from support.commands import composed, rows_of
 from support.family import CLASSES, write_suite
+from twinbench import prepare
+from twinbench.command import run
 from twinbench.plan import identity
 from twinbench.plan.job import configured
 from twinbench.records import provenance, store
@@ -31,7 +32,7 @@ def conf(family, tmp_path):
 
 def test_unseen_tasks_are_scored_by_what_is_merged(conf, tmp_path):
     for method in ("average", "twin_merging"):
-        assert run.run(composed(conf, tmp_path, f"method={method}"))["status"] == "ok"
+        assert run(composed(conf, tmp_path, f"method={method}")).status == "ok"
         rows = {row["task"]: row for row in rows_of(tmp_path, method=method) if row["primary"]}
         assert list(rows) == [*CLASSES, "hues"]
         assert rows["hues"]["value"] == rows["colours"]["value"], "the same rows under the same head"
@@ -42,8 +43,8 @@ def test_unseen_tasks_are_scored_by_what_is_merged(conf, tmp_path):
 
 def test_only_the_merged_experts_are_in_the_weights(conf, tmp_path):
     cfg = composed(conf, tmp_path, "method=average")
-    assert run.run(cfg)["status"] == "ok"
-    suite = run.open_suite(json.dumps(OmegaConf.to_container(cfg, resolve=True)["suite"]), "cpu")
+    assert run(cfg).status == "ok"
+    suite = prepare.open_suite(json.dumps(OmegaConf.to_container(cfg, resolve=True)["suite"]), "cpu")
     assert list(suite.experts) == SEEN and set(suite.heads) == {*CLASSES, "hues"}
     module = backbone(suite, "cpu")
     load(module, {n: sum(suite.experts[task][n] for task in SEEN) / len(SEEN) for n in suite.base})
@@ -74,7 +75,7 @@ def test_how_experts_were_trained_is_told_of_those_that_there_are(conf, tmp_path
     for task in CLASSES:
         made(identity.expert_folder(suite, task), lambda part: (part / "training.json").write_text('{"curve": []}'))
     assert provenance.trained(suite)
-    tasks = run.load_tasks(json.dumps(suite))
+    tasks = prepare.load_tasks(json.dumps(suite))
     assert list(provenance.training(suite, tasks)) == list(CLASSES)
 
 
@@ -95,11 +96,11 @@ NAMES = {"method": "average", "shared": "task_arithmetic", "router": "mlp"}
 )
 def test_what_cannot_be_scored_is_refused(conf, tmp_path, overrides, words):
     with pytest.raises(ValueError, match=words):
-        run.run(composed(conf, tmp_path, *overrides))
+        run(composed(conf, tmp_path, *overrides))
 
 
 def test_a_head_for_other_classes_is_refused(conf, tmp_path):
     overrides = ["method=average", "suite.tasks.hues.classes=[red,blue,green]"]
-    assert run.run(composed(conf, tmp_path, *overrides))["status"] == "failed"
+    assert run(composed(conf, tmp_path, *overrides)).status == "failed"
     (row,) = store.read(tmp_path)
     assert "task hues: the head of colours gives" in row["error"]

@@ -1,0 +1,183 @@
+"""One run of the command: compose, check, skip or measure, write down."""
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from twinbench.plan import preflight
+from twinbench.plan.identity import origins
+from twinbench.plan.job import Job, changed_since
+from twinbench.plan.suite import generative
+from twinbench.records import provenance, store
+from twinbench.system import processes
+from twinbench.system.ending import interrupt_first
+from twinbench.system.errors import MISTAKES, one_line
+
+MEASURED = (
+    *("task", "metric", "primary", "value", "n", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"),
+    *("shared_bytes", "exclusive_bytes", "exclusive_kind", "router_bytes", "peak_memory_bytes", "device"),
+    *("data", "expert"),
+)
+
+OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)  # for Hydra's own folder, see config.yaml
+
+_told: set[str] = set()  # what this process has printed once for all its jobs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended.
+
+    Attributes:
+        status: planned or done (under ``plan=true``), skipped, ok or failed.
+        suite, run_id: None where the run could not be planned.
+    """
+
+    status: str
+    suite: str | None = None
+    run_id: str | None = None
+
+
+def main(cfg: DictConfig) -> Outcome:
+    """Run a composed configuration. In a sweep a failure is a record and a return value; alone it is the exit code."""
+    job, alone = HydraConfig.get().job, HydraConfig.get().mode == RunMode.RUN
+    try:
+        with interrupt_first():
+            done = run(cfg)
+    except MISTAKES as error:
+        which = "" if alone else f"{' '.join(HydraConfig.get().overrides.task)}: "
+        tell_once(one_line(error), f"error: {which}{one_line(error)}", sys.stderr)
+        done = Outcome("failed")
+    except KeyboardInterrupt as stop:
+        raise stop if alone else type(stop)(f"{job.num} done, the same command goes on") from None
+    if done.status == "failed" and alone and processes.rank() == 0:
+        sys.exit(1)
+    return done
+
+
+def run(cfg: DictConfig) -> Outcome:
+    """Plan, skip or measure one configuration."""
+    job = preflight.planned(cfg, HydraConfig.get().runtime.choices)
+    if job.config["plan"] and generative(job.config["suite"]):
+        from twinbench.plan import needs
+
+        for line in needs.lines(job.config["suite"]):
+            tell_once(f"{job.suite} {line}", line, sys.stdout)
+    rows = store.read(job.results_dir)
+    kept = [row for row in rows if row["run_id"] == job.run_id and row["status"] == "ok"]
+    done = processes.of_first(bool(kept))
+    since = None if done else changed_since(rows, job)
+    why = f": its method's source has changed since the record of {since}" if since else ""
+    suite = job.suite
+    if job.config["plan"]:
+        print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}{why}", flush=True)
+        return Outcome("done" if done else "planned", suite, job.run_id)
+    if done and not job.config["force"]:
+        bare = "" if store.has_predictions(job.results_dir, job.run_id) else " without predictions, so no interval"
+        print(f"skipped {job.run_id}  {title(job)}: it has a record{bare} (force=true runs it again)", flush=True)
+        status = "skipped"
+        suite = kept[-1]["suite"] if kept else suite  # as it was called then: the report is of that name
+        keep_missing_training(job)
+    else:
+        print(f"running {job.run_id}  {title(job)}{why}", flush=True)
+        status = record(job)
+    if job.config["export"] and status != "failed":
+        publish(job)
+    return Outcome(status, suite, job.run_id)
+
+
+def tell_once(what: str, line: str, stream) -> None:
+    """Print a line, once for all the jobs of a sweep that have the same to say."""
+    if what not in _told:
+        _told.add(what)
+        print(line, file=stream, flush=True)
+
+
+def title(job: Job) -> str:
+    """The configuration in one line, with what was changed of its router, whose settings are many."""
+    changed = (override for override in HydraConfig.get().overrides.task if override.startswith("router."))
+    return " ".join([job.label, *changed])
+
+
+def record(job: Job) -> str:
+    """Measure one configuration and write down what came of it; say whether it went well (ok, failed)."""
+    from twinbench import prepare
+
+    identity, origins = describe(job), provenance.data(job.config["suite"])
+    try:
+        with interrupt_first():
+            rows, predictions = prepare.measured(job)
+    except Exception as error:  # whatever went wrong with one configuration is its record, and the sweep goes on
+        rows = [failure(identity, error)]
+        store.write(job.results_dir, rows)
+        track(rows, job)
+        if not isinstance(error, MISTAKES):
+            traceback.print_exc()
+            if processes.count() > 1:
+                sys.exit(1)  # the others may be waiting for this one, so the launcher has to end them
+        print(f"error: {title(job)}: {one_line(error)}", file=sys.stderr, flush=True)
+        return "failed"
+    experts, well = provenance.experts(job.config["suite"]), {"status": "ok", "error": None}
+    where = {task: {"data": origin, "expert": experts.get(task)} for task, origin in origins.items()}
+    rows = [identity | well | row | where[row["task"]] for row in rows]
+    store.write(job.results_dir, rows, predictions)
+    print("  " + "  ".join(f"{r['task']} {r['metric']} {r['value']:.4f}" for r in rows if r["primary"]), flush=True)
+    track(rows, job)
+    return "ok"
+
+
+def track(rows: list[dict], job: Job) -> None:
+    """Mirror the records of a run to Weights & Biases; the runs of a sweep form a group."""
+    if job.config["wandb"]["mode"] != "disabled" and processes.rank() == 0:  # spares its imports
+        from twinbench.records import tracking
+
+        group = Path(HydraConfig.get().sweep.dir).name if HydraConfig.get().mode == RunMode.MULTIRUN else None
+        tracking.log_run(rows, job.config, folder=job.results_dir, group=group, **job.config["wandb"])
+
+
+def publish(job: Job) -> None:
+    """Export what was measured as a folder for plain transformers and PEFT."""
+    from twinbench import prepare
+
+    prepare.exported(job, origins(job.config["suite"]), store.read(job.results_dir))
+    print(f"exported {job.run_id}  to {job.config['export']}", flush=True)
+
+
+def keep_missing_training(job: Job) -> None:
+    """Keep the training for a suite whose records are older than this file of the results, where it is still cached.
+
+    What is to be skipped is done, so data that cannot be fetched any more does not make it fail.
+    """
+    if store.experts(job.results_dir, job.suite_id) is None:
+        from twinbench import prepare
+
+        try:
+            prepare.keep_training(job)
+        except MISTAKES as error:
+            print(f"no learning curves for the report: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def describe(job: Job) -> dict:
+    """The fields of a record that say what was run, with what, and when."""
+    commit, dirty = provenance.commit()
+    return job.identity() | {
+        "time": datetime.now(UTC).isoformat(),
+        "commit": commit,
+        "dirty": dirty,
+        "experiment": job.experiment,
+        "versions": provenance.versions(),
+    }
+
+
+def failure(identity: Mapping, error: Exception) -> dict:
+    """The record of a run that did not end well."""
+    said = f"{type(error).__name__}: {one_line(error)}"
+    return {**identity, "status": "failed", "error": said} | dict.fromkeys(MEASURED)

@@ -1,0 +1,44 @@
+"""Where models run, and what that machine is called."""
+
+import os
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+from twinbench.system import processes
+from twinbench.system.mistakes import Mistake
+
+
+def picked(asked: str | None) -> str:
+    """The device asked for, which must be there; by default a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch  # seconds that planning need not pay
+
+    if asked is None:
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and processes.count() > 1:
+        asked = f"cuda:{processes.local_rank()}"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise Mistake(f"device={asked}: torch {torch.__version__} sees no CUDA device; use device=cpu or leave it out")
+    return asked
+
+
+def name(device: str) -> str:
+    """The GPU's name, or the processor's; and how many processes each use one."""
+    import torch
+
+    own = torch.cuda.get_device_name(device) if device.startswith("cuda") else machine()
+    return own if processes.count() == 1 else f"{processes.count()} processes, each on {own}"
+
+
+@lru_cache(maxsize=1)
+def machine() -> str:
+    """The processor's name and the number of cores that this process may use."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
