@@ -25,10 +25,8 @@ CONTRACT = {"merge", "factored"}  # a method's hyperparameters are its arguments
 NOT_YET = {
     "arrows": {
         "merging -> suite",
-        "plan -> records",
         "routing -> workloads/classification",
         "suite -> workloads/classification",
-        "weights -> merging",
         "workloads/generation -> workloads/classification",
     },
     "long": {
@@ -48,12 +46,13 @@ NOT_YET = {
         "twinbench/workloads/generation/data.py:load_task",
     },
     "kinds": {
-        "run.py",
         "twinbench/benchmark.py",
+        "twinbench/command.py",
         "twinbench/plan/identity.py",
         "twinbench/plan/job.py",
         "twinbench/plan/preflight.py",
         "twinbench/plan/suite.py",
+        "twinbench/prepare.py",
         "twinbench/routing/features.py",
         "twinbench/suite.py",
     },

@@ -9,11 +9,11 @@ from hydra.utils import instantiate
 
 from twinbench import benchmark, suite
 from twinbench.assets.sources import cache_dir, fetch
-from twinbench.prepared.basis import remembered
 from twinbench.merging.method import Method
 from twinbench.plan.identity import expert_folder
 from twinbench.plan.job import Job, Leaf
 from twinbench.plan.suite import generative, head, merged, own_experts, recipe
+from twinbench.prepared.basis import remembered
 from twinbench.records import provenance, store
 from twinbench.system import cached, processes
 from twinbench.system.device import picked
