@@ -216,7 +216,7 @@ def test_a_sixth_of_stsb_are_pairs_of_mrpc(suite):
     ],
 )
 def test_most_of_the_rows_of_stsb_that_a_router_loses_are_forum_pairs(run_id, found, lost, forum):
-    """What README.md and LOG.md say of the weak task, from the predictions of the main table's first seeds."""
+    """What LOG.md says of the weak task, from the predictions of the main table's first seeds."""
     results = Path(__file__).parents[3] / "results" / "reference"
     rows = store.predictions(results, run_id)
     rows = rows[(rows["task"] == "stsb") & (rows["split"] == "test")]
