@@ -12,6 +12,7 @@ import yaml
 from support.commands import ROOT, command, composed, planned, read, rows_of
 from support.family import CLASSES
 from twinbench.command import run
+from twinbench.protocol import PROTOCOLS
 from twinbench.records import store
 from twinbench.report.make import make
 
@@ -107,6 +108,11 @@ def test_the_files_that_it_names_are_there(file):
     named = re.findall(r"`((?:twinbench|baselines|conf|tests|results|docs)/[\w./]*)`", TEXTS[file])
     for path in named:
         assert (ROOT / path).exists() or "NAME" in path or path.startswith("results/local"), path
+
+
+def test_the_table_of_protocols_has_each():
+    rows = cells(table(TEXTS["docs/results.md"], "protocol"))
+    assert [re.search("`(.+?)`", row[0])[1] for row in rows] == list(PROTOCOLS)
 
 
 def test_the_map_has_every_room():
