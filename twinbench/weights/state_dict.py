@@ -39,6 +39,9 @@ class StateDict(Mapping[str, Tensor]):
             raise KeyError(name)
         return self._tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without the work for its tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

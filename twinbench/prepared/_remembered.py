@@ -1,0 +1,46 @@
+"""What is measured of an expert on its own training rows, remembered on disk."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from twinbench.assets.sources import cache_dir
+from twinbench.system import source
+from twinbench.system.mistakes import Mistake
+from twinbench.weights.disk_cache import content_key, remembered
+from twinbench.weights.state_dict import StateDict
+
+
+def measured(
+    bench, expert: str, rows: int, file: str, names: Iterable[str], make: Callable[[], Mapping[str, Tensor]]
+) -> StateDict:
+    """Tensors by name, read on access; measured where they are not remembered.
+
+    The key holds all that they depend on: the expert with its head, the inputs, and the code that measures.
+
+    Args:
+        rows: how many of the first training rows of the expert's task.
+        file: of the code that measures; its stem is the argument's name.
+        names: of the tensors that ``make`` measures.
+    """
+    suite, code = bench.suite, Path(file)
+
+    def key() -> str:
+        inputs = {}
+        for row, batch in enumerate(suite.workload.batches(bench, expert, "train", rows, 1)):
+            inputs |= {f"row {row} {name}": tensor for name, tensor in batch.items()}
+        read = {**inputs, **suite.heads.get(expert, {}), **suite.experts[expert]}
+        return content_key(read, source.digest(code))
+
+    found = bench.remember(("prepared", code.stem, expert, rows), key)
+    return remembered(cache_dir() / code.stem, found, names, make)
+
+
+def check(bench, argument: str, *needs: str) -> None:
+    """Raise ValueError unless the suite's kind of model has these functions, and its experts are whole weights."""
+    suite = bench.suite
+    if suite.factored:
+        raise Mistake(f"{argument} runs experts as whole models: use suite.factored=false")
+    if any(not hasattr(suite.workload, function) for function in needs):
+        raise Mistake(f"{argument} is not defined for the models of suite {suite.name}; choose another method")
