@@ -11,19 +11,13 @@ from safetensors.torch import save_file
 
 from baselines import average, dare, dare_ties, expert, individual, task_arithmetic, ties
 from support.commands import ROOT
-from support.methods import YAMLS, call, models
+from support.methods import YAMLS, assert_same, call, models
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis, generator
 from twinbench.merging.merged import Merged, exclusive_bytes, exclusive_kind, materialize, shared_bytes, with_route
 from twinbench.plan.signature import PREPARED, hyperparameters, signature
 from twinbench.weights.parts import dense, stored
 from twinbench.weights.state_dict import PIECE, StateDict
-
-
-def assert_same(left, right, tolerance=0.0):
-    assert left.keys() == right.keys()
-    for name in left:
-        torch.testing.assert_close(left[name], right[name], atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)

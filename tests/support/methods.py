@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from support.commands import ROOT
-from twinbench.merging.compress import basis
+from twinbench.merging.compress import basis, generator
 from twinbench.plan.signature import hyperparameters, signature
 
 YAMLS = sorted((ROOT / "conf" / "method").glob("*.yaml"))
@@ -33,6 +33,26 @@ def call(path: Path, base, experts, **changes):
     values = hyperparameters(OmegaConf.to_container(leaf))
     values |= {"task": "task1"} if path.stem == "expert" else {}
     prepared = {"shared": base, "seed": 0, "basis": basis}
+    prepared["fisher"] = lambda expert, rows: information(base, f"{expert} {rows}")
+    prepared["gram"] = lambda expert, rows: grams(base, f"{expert} {rows}")
     values |= {name: prepared[name] for name in takes.arguments & prepared.keys()}
     module, _, function = leaf["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), function)(base, experts, **values | changes)
+
+
+def information(base, key: str) -> dict:
+    """Positive numbers in the shapes of the tensors, the same for the same key."""
+    return {name: torch.rand(tensor.shape, generator=generator(0, key, name)) for name, tensor in base.items()}
+
+
+def grams(base, key: str, tokens: int = 20) -> dict:
+    """Per linear layer of `models` the mean outer product of random inputs, the same for the same key."""
+    linear = {name: base[name].shape[1] for name in ("up.weight", "down.weight") if name in base}
+    inputs = {name: torch.randn(tokens, width, generator=generator(0, key, name)) for name, width in linear.items()}
+    return {name: found.T @ found / tokens for name, found in inputs.items()}
+
+
+def assert_same(left, right, tolerance=0.0):
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], atol=tolerance, rtol=0)

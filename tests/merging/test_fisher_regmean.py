@@ -1,0 +1,137 @@
+"""Fisher merging and RegMean: limit cases, and the problems that they solve, solved another way."""
+
+import math
+
+import pytest
+import torch
+
+from baselines import average, fisher, regmean
+from support.commands import ROOT
+from support.methods import assert_same, call, grams, information, models
+
+NUMBERS = {
+    "fisher": {"rows": 8, "normalize": False, "ridge": 1e-9},
+    "regmean": {"rows": 8, "scaling": 1.0, "ridge": 1e-12},
+}
+ASKS = {"fisher": "fisher", "regmean": "gram"}
+
+
+def fisher_merged(base, experts, statistics, **changes) -> dict:
+    given = NUMBERS["fisher"] | changes
+    return dict(fisher.merge(base, experts, **given, fisher=lambda expert, rows: statistics[expert]).shared)
+
+
+def regmean_merged(base, experts, statistics, **changes) -> dict:
+    given = NUMBERS["regmean"] | changes
+    return dict(regmean.merge(base, experts, **given, gram=lambda expert, rows: statistics[expert]).shared)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_equal_information_gives_the_average(normalize):
+    base, experts = models()
+    mean = dict(average.merge(base, experts).shared)
+    same = dict.fromkeys(experts, information(base, "all"))
+    assert_same(fisher_merged(base, experts, same, normalize=normalize), mean, 1e-6)
+    assert_same(fisher_merged(base, experts, {expert: {} for expert in experts}, normalize=normalize), mean, 1e-6)
+
+
+def test_fisher_is_the_weighted_average_written_out():
+    base, experts = models()
+    found = {expert: information(base, expert) for expert in experts}
+    found["task1"] = {name: 10 * tensor for name, tensor in found["task1"].items()}
+    norms = {e: math.sqrt(sum(float((t**2).sum()) for t in own.values())) for e, own in found.items()}
+    for normalize in (False, True):
+        weights = {
+            e: {n: (t + 0.01) / (norms[e] if normalize else 1) for n, t in own.items()} for e, own in found.items()
+        }
+        wanted = {
+            n: sum(weights[e][n] * experts[e][n] for e in experts) / sum(weights[e][n] for e in experts) for n in base
+        }
+        assert_same(fisher_merged(base, experts, found, normalize=normalize, ridge=0.01), wanted, 1e-6)
+    scaled = {e: {n: s * t for n, t in found[e].items()} for s, e in zip((1e-3, 1.0, 1e3), experts, strict=True)}
+    assert_same(
+        fisher_merged(base, experts, scaled, normalize=True, ridge=1e-12),
+        fisher_merged(base, experts, found, normalize=True, ridge=1e-12),
+        1e-5,
+    )
+
+
+def test_the_only_weight_with_information_wins():
+    base, experts = models()
+    found = {expert: information(base, expert) for expert in experts}
+    for place, expert in enumerate(experts):
+        found[expert] = {
+            name: torch.where(tensor > 0, float(place == 1), 0.0) for name, tensor in found[expert].items()
+        }
+    assert_same(fisher_merged(base, experts, found), experts["task1"], 1e-6)
+
+
+@pytest.mark.parametrize("method", [fisher_merged, regmean_merged])
+def test_one_expert_is_that_expert(method):
+    base, experts = models(count=1)
+    statistics = {"task0": information(base, "a") if method is fisher_merged else grams(base, "a")}
+    assert_same(method(base, experts, statistics), experts["task0"], 5e-7)
+
+
+def test_equal_grams_give_the_average():
+    base, experts = models()
+    mean = dict(average.merge(base, experts).shared)
+    assert_same(regmean_merged(base, experts, dict.fromkeys(experts, grams(base, "all"))), mean, 1e-6)
+    assert_same(regmean_merged(base, experts, {expert: {} for expert in experts}), mean)
+
+
+@pytest.mark.parametrize("scaling", [0.0, 0.4, 1.0])
+def test_regmean_minimizes_the_distance_of_the_outputs(scaling):
+    """With smaller off-diagonals each task has, beside its inputs, rows that see one input dimension each."""
+    base, experts = models()
+    torch.manual_seed(0)
+    inputs, gram = {}, {}
+    for expert, tokens in zip(experts, (5, 9, 30), strict=True):
+        inputs[expert] = {n: torch.randn(tokens, base[n].shape[1]).double() for n in ("up.weight", "down.weight")}
+        gram[expert] = {n: (x.T @ x / tokens).float() for n, x in inputs[expert].items()}
+    merged = regmean_merged(base, experts, gram, scaling=scaling)
+    for name in inputs["task0"]:
+        rows = []
+        for expert, own in inputs.items():
+            x = own[name] / math.sqrt(len(own[name]))
+            single = (x.square().sum(0) * (1 - scaling)).sqrt().diag()
+            rows.append((torch.cat([math.sqrt(scaling) * x, single]), experts[expert][name].double()))
+        left = torch.cat([x for x, _ in rows])
+        right = torch.cat([x @ weight.T for x, weight in rows])
+        wanted = torch.linalg.lstsq(left, right).solution.T
+        torch.testing.assert_close(merged[name].double(), wanted, atol=1e-5, rtol=0)
+    rest = [name for name in base if name not in inputs["task0"]]
+    mean = average.merge(base, experts).shared
+    assert all(torch.equal(merged[name], mean[name]) for name in rest)
+
+
+def test_directions_that_no_task_has_inputs_in_are_averaged():
+    base, experts = models()
+    seen = torch.zeros(8, 8)
+    seen[:3, :3] = torch.eye(3)
+    found = {expert: {"up.weight": seen * (place + 1)} for place, expert in enumerate(experts)}
+    merged = regmean_merged(base, experts, found, ridge=1e-6)["up.weight"]
+    mean = average.merge(base, experts).shared["up.weight"]
+    torch.testing.assert_close(merged[:, 3:], mean[:, 3:], atol=1e-6, rtol=0)
+    weighted = sum((place + 1) * own["up.weight"] for place, own in enumerate(experts.values())) / 6
+    torch.testing.assert_close(merged[:, :3], weighted[:, :3], atol=1e-5, rtol=0)
+    nothing = {expert: {"up.weight": torch.zeros(8, 8)} for expert in experts}
+    torch.testing.assert_close(regmean_merged(base, experts, nothing)["up.weight"], mean, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("stem", "changes"),
+    [
+        ("fisher", {"rows": 0}),
+        ("fisher", {"ridge": 0.0}),
+        ("fisher", {"ridge": math.nan}),
+        ("regmean", {"rows": 0}),
+        ("regmean", {"ridge": 0.0}),
+        ("regmean", {"scaling": 1.01}),
+        ("regmean", {"scaling": -0.01}),
+    ],
+)
+def test_hyperparameters_out_of_range_are_named_before_anything_is_asked_for(stem, changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        call(ROOT / "conf" / "method" / f"{stem}.yaml", {}, {"task0": {}}, **changes, **{ASKS[stem]: None})
