@@ -12,6 +12,7 @@ if __name__ == "__main__":
     importing()
 
 import functools
+import importlib
 import json
 import sys
 import time
@@ -27,7 +28,7 @@ from torch import Tensor
 from twinbench.assets.sources import fetch
 from twinbench.merging.merged import Merged
 from twinbench.plan import preflight, targets
-from twinbench.plan.signature import Signature, checked_signature, hyperparameters
+from twinbench.plan.signature import NAMED, Signature, checked_signature, hyperparameters, prepared_reads
 from twinbench.system.errors import MISTAKES, one_line
 from twinbench.system.files import new_folder
 from twinbench.system.mistakes import Mistake, check_name, mistakes
@@ -56,7 +57,9 @@ def run(cfg: DictConfig) -> None:
     takes = check(config, name)
     sources = {who: _source(where) for who, where in {"base": config["base"], **config["experts"]}.items()}
     bound = {"seed": config["seed"]} if "seed" in takes.arguments else {}
-    method = functools.partial(instantiate(cfg.method), **bound)
+    asks = {name: importlib.import_module(f"twinbench.prepared.{name}") for name in takes.arguments & NAMED}
+    prepared = {name: module.prepare(None) for name, module in asks.items()}
+    method = functools.partial(instantiate(cfg.method), **bound, **prepared)
     with mistakes():
         method({}, {expert: {} for expert in config["experts"]})
     folders = {who: fetch(source) for who, source in sources.items()}
@@ -91,6 +94,8 @@ def check(config: Mapping, name: str) -> Signature:
             f"method={name} gives a shared model with adapters: a suite of classifiers is written so by "
             f"python run.py suite=NAME method={name} export=DIR; here choose a static method, such as ties"
         )
+    for argument in sorted(takes.arguments & NAMED):
+        _check_needs_no_data(name, argument)
     targets.check_kinds("method", hyperparameters(config["method"]), targets.arguments(config["method"]["_target_"]))
     experts = config["experts"]
     if not isinstance(experts, dict) or not experts:
@@ -173,6 +178,14 @@ def card(method: str, values: Mapping, sources: Mapping[str, Mapping]) -> str:
     lines += [f"| parameters | `{json.dumps(values)}` |"]
     lines += [f"| {who} | `{json.dumps(dict(source))}` |" for who, source in sources.items()]
     return "\n".join(lines) + "\n"
+
+
+def _check_needs_no_data(method: str, argument: str) -> None:
+    if (read := prepared_reads(argument)) != "nothing":
+        raise Mistake(
+            f"method={method} needs {argument}, which reads {read}, and here are weights alone; a suite has data, and "
+            f"its experts are merged by python run.py suite=NAME method={method} export=DIR"
+        )
 
 
 def _source(where: str | Mapping) -> dict:

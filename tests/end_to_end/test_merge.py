@@ -115,11 +115,11 @@ def test_the_card_says_what_was_merged():
     assert '| parameters | `{"density": 0.2}` |' in text
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "twinbench.merge", *arguments],
         cwd=ROOT,
-        env=OS_ENVIRON,
+        env=OS_ENVIRON | environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -140,9 +140,43 @@ def test_the_command_line(models):
     assert again.stderr.strip() == f"error: {out} exists and is not an empty folder; remove it or choose another name"
 
 
+LOW_RANK = """
+from twinbench.merging.compress import svd
+from twinbench.merging.merged import Merged
+from twinbench.weights.state_dict import StateDict
+
+
+def merge(base, experts, *, basis):
+    (expert,) = experts.values()
+    rank_one = lambda name: base[name] + svd(expert[name].float() - base[name].float(), 1, basis).dense()
+    return Merged(StateDict(base, lambda name: rank_one(name).bfloat16() if base[name].dim() > 1 else base[name]))
+"""
+
+
+def test_a_method_gets_what_reads_no_data(models):
+    """The basis of each difference is remembered as in a run."""
+    (models / "ours.py").write_text(LOW_RANK)
+    given = [f"base={models / 'base'}", f"experts={{a: {models / 'whole'}}}", f"out={models / 'out'}"]
+    asked = ["method=average", "method._target_=ours.merge", "allow=[ours]"]
+    done = command(*given, *asked, PYTHONPATH=str(models), TWINBENCH_CACHE=str(models / "cache"))
+    assert done.returncode == 0, done.stderr
+    base, whole, merged = (read_checkpoint(models / name) for name in ("base", "whole", "out"))
+    name = "model.layers.0.mlp.down_proj.weight"
+    u, s, v = torch.linalg.svd(whole[name].float() - base[name].float(), full_matrices=False)
+    wanted = base[name].float() + s[0] * u[:, :1] @ v[:1]
+    torch.testing.assert_close(merged[name].float(), wanted, rtol=2**-7, atol=1e-5)
+    assert list((models / "cache" / "factors").glob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (
+            ["method=fisher"],
+            "error: method=fisher needs fisher, which reads training inputs, and here are weights alone; a suite has "
+            "data, and its experts are merged by python run.py suite=NAME method=fisher export=DIR",
+        ),
+        (["method=regmean"], "error: method=regmean needs gram, which reads training inputs"),
         (["method=ties", "method.density=7"], "error: density must be in (0, 1], got 7"),
         (["method=tiess"], "error: unknown method 'tiess'; did you mean 'ties'?"),
         (["experts={a: nowhere}"], "error: source path nowhere does not exist"),
