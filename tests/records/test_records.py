@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from twinbench.records import store
-from twinbench.records.record import parsed
+from twinbench.records.record import KINDS, LATER, MEASURED, completed, failure, finished, parsed
 
 RUN = {"run_id": "a1", "suite": "toy", "suite_id": "s", "base": "b", "method": "ties", "params": {}, "router": None}
 RUN |= {"protocol": "strict", "seed": None, "split": "test", "versions": {}, "status": "ok", "error": None}
@@ -98,13 +98,58 @@ def test_a_damaged_record_is_named_with_its_line(tmp_path, spoil, said):
 
 def test_every_value_of_a_record_has_its_type():
     (row,) = rows("now", 0.5)
-    assert parsed(json.dumps(row), "here") == row
-    later = ("router_seconds", "rows", "predictions", "data", "expert", "exclusive_kind")
-    for key in (*row, *later):
+    assert parsed(json.dumps(row), "here") == completed(row) == completed(completed(row))
+    assert {*row, *LATER} == set(KINDS)
+    for key in KINDS:
         with pytest.raises(ValueError, match=f"here: {key} of a record must be .*; got "):
             parsed(json.dumps(row | {key: []}), "here")
     optional = dict.fromkeys(("n", "router_seconds", "data", "expert", "exclusive_kind"))
     assert parsed(json.dumps(row | optional | {"router_seconds": 2}), "here")
+    for key in KINDS.keys() - LATER:
+        with pytest.raises(ValueError, match=f"here: {key} of a record must be .*; there is none"):
+            parsed(json.dumps({name: value for name, value in row.items() if name != key}), "here")
+
+
+LEARNED, TOLD = {"name": "text", "minimum_risk": False}, {"name": "oracle"}
+
+
+@pytest.mark.parametrize(
+    ("method", "router", "role", "route", "reads"),
+    [
+        ("individual", None, "upper bound", "task", "nothing"),
+        ("individual", LEARNED, "upper bound", "top1", "training inputs"),
+        ("pretrained", None, "lower bound", None, "nothing"),
+        ("expert", None, "one expert", None, "nothing"),
+        ("ties", None, None, None, "nothing"),
+        ("ties", LEARNED, None, None, "training inputs"),
+        ("twin_merging", TOLD, None, "task", "nothing"),
+        ("twin_merging", LEARNED, None, "router", "training inputs"),
+        ("twin_merging", LEARNED | {"minimum_risk": True}, None, "router", "training labels"),
+    ],
+)
+def test_what_an_older_record_lacks_follows_from_its_method_and_router(method, router, role, route, reads):
+    (row,) = rows("now", 0.5, method=method, router=router)
+    found = parsed(json.dumps(row), "here")
+    assert (found["role"], found["route"], found["reads"]) == (role, route, reads)
+    newer = {"role": "lower bound", "route": "layer", "reads": "test inputs", "router_seconds": 2.0}
+    assert parsed(json.dumps(row | newer), "here") == found | newer, "what is written down stands"
+
+
+def test_the_router_of_an_older_record_took_no_time_where_it_had_none():
+    (row,) = rows("now", 0.5)
+    assert parsed(json.dumps(row), "here")["router_seconds"] == 0
+    assert parsed(json.dumps(row | {"router_bytes": 8}), "here")["router_seconds"] is None
+
+
+def test_a_failed_run_is_a_record_without_a_number():
+    attempt = {key: value for key, value in completed(RUN | {"time": "now"}).items() if key not in MEASURED}
+    row = failure(attempt, "ValueError: x")
+    assert parsed(json.dumps(row), "here") == row
+    assert {key: value for key, value in row.items() if value is not None}.keys() & MEASURED.keys() == set()
+    number = {key: RUN[key] for key in ("metric", "primary", "n")} | {"task": "t", "split": "validation", "value": 0.5}
+    (well,) = finished(row, [number], {"t": {"data": "d", "expert": "e"}})
+    assert (well["status"], well["error"], well["split"], well["value"]) == ("ok", None, "validation", 0.5)
+    assert (well["data"], well["expert"]) == ("d", "e")
 
 
 def flipped(data: bytes) -> bytes:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from twinbench.records.record import parsed
+from twinbench.records.record import Record, parsed
 from twinbench.system.files import new_file
 from twinbench.system.mistakes import Mistake
 
@@ -62,17 +62,17 @@ def _stamp(results_dir: Path, run_id: str) -> str:
     return max(now, last + timedelta(microseconds=1)).strftime(STAMP)
 
 
-def _newest(results_dir: Path, run_id: str, status: str | None = None) -> tuple[str, dict]:
+def _newest(results_dir: Path, run_id: str, status: str | None = None) -> tuple[str, Record | None]:
     """Name, without its suffix, and first row of a run's newest file, or of its newest one with a status."""
     for path in sorted((results_dir / "records").glob(f"*{run_id}.jsonl"), reverse=True):
-        head = next(iter(_rows(path, path.stat().st_mtime_ns)), {})
-        if head.get("run_id") == run_id and status in (None, head["status"]):
+        head = next(iter(_rows(path, path.stat().st_mtime_ns)), None)
+        if head and head["run_id"] == run_id and status in (None, head["status"]):
             return path.stem, head
-    return "", {}
+    return "", None
 
 
-def read(results_dir: Path) -> list[dict]:
-    """All rows of all files, oldest file first.
+def read(results_dir: Path) -> list[Record]:
+    """All rows of all files, oldest file first, each with every field.
 
     Raises:
         ValueError: a line is not a record, or some that were written are not there.
@@ -82,7 +82,7 @@ def read(results_dir: Path) -> list[dict]:
 
 
 @cache  # every job of a sweep asks which runs are done
-def _rows(path: Path, changed: int) -> list[dict]:
+def _rows(path: Path, changed: int) -> list[Record]:
     """The rows of a file as it was when it was last changed."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -90,21 +90,21 @@ def _rows(path: Path, changed: int) -> list[dict]:
         raise Mistake(f"{path}: not a file of records ({error})") from error
     rows = [parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
     for (run_id, _), found in Counter((row["run_id"], row["time"]) for row in rows).items():
-        written = next(row.get("rows", found) for row in rows if row["run_id"] == run_id)
-        if found != written:
+        written = next(row["rows"] for row in rows if row["run_id"] == run_id)
+        if written not in (None, found):
             raise Mistake(f"{path}: {found} rows found of run {run_id}, {written} rows written")
     return rows
 
 
-def latest(rows: Iterable[Mapping]) -> list[dict]:
+def latest(rows: Iterable[Record]) -> list[Record]:
     """Per run_id the rows of its newest ok file or, where it has none, its newest failed row.
 
     The rows of one file share their ``time``; input is oldest first, as ``read`` returns it.
     """
-    files: dict[tuple[str, str], list[dict]] = {}
+    files: dict[tuple[str, str], list[Record]] = {}
     for row in rows:
         files.setdefault((row["run_id"], row["time"]), []).append(dict(row))
-    chosen: dict[str, list[dict]] = {}
+    chosen: dict[str, list[Record]] = {}
     for (run_id, _), group in files.items():
         old = chosen.get(run_id)
         if old is None or group[0]["status"] == "ok" or old[0]["status"] != "ok":
@@ -147,7 +147,7 @@ def _predictions_file(results_dir: Path, run_id: str) -> tuple[Path, str | None]
     Records of before November 2026 have none, and their predictions are called by the run_id alone.
     """
     name, head = _newest(results_dir, run_id, "ok")
-    written = head.get("predictions")
+    written = head["predictions"] if head else None
     return results_dir / "predictions" / f"{name if written else run_id}.parquet", written
 
 

@@ -18,18 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from twinbench.records.record import ROUTED_TO, Record
+
 logger = logging.getLogger(__name__)
 
-MEASUREMENTS = (
-    "merge_seconds",
-    "router_seconds",
-    "route_seconds",
-    "shared_bytes",
-    "exclusive_bytes",
-    "router_bytes",
-    "peak_memory_bytes",
-)
-ROUTED_TO = "routed_to/"
+# The run's seconds and bytes; those of scoring are of a task.
+MEASUREMENTS = [n for n in Record.__annotations__ if n.endswith(("_seconds", "_bytes")) and n != "eval_seconds"]
 
 SETTINGS = {
     "reinit": "create_new",  # a run left open elsewhere in the process must not receive these scores
