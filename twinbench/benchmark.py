@@ -11,6 +11,7 @@ import pandas as pd
 
 from twinbench.merging.merged import Merged, exclusive_bytes, exclusive_kind, shared_bytes
 from twinbench.merging.method import Method, merge
+from twinbench.records.record import ROUTED_TO, ROUTER_ACCURACY
 from twinbench.routing import learned
 from twinbench.routing.learned import Setting
 from twinbench.routing.router import Mlp, Oracle, Router
@@ -119,8 +120,8 @@ def _planned(
 
 def _choices(suite: Suite, task: str, chosen: np.ndarray) -> dict[str, float]:
     """The router's accuracy, where the task has an expert, and the share of rows that each expert got."""
-    accuracy = {"router_accuracy": float(np.mean(chosen == task))} if task in suite.experts else {}
-    return accuracy | {f"routed_to/{expert}": float(np.mean(chosen == expert)) for expert in suite.experts}
+    accuracy = {ROUTER_ACCURACY: float(np.mean(chosen == task))} if task in suite.experts else {}
+    return accuracy | {f"{ROUTED_TO}{expert}": float(np.mean(chosen == expert)) for expert in suite.experts}
 
 
 def _storage(suite: Suite, method: Method, merged: Merged) -> dict[str, int | str]:

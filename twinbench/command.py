@@ -3,9 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,15 +15,10 @@ from twinbench.plan.identity import origins
 from twinbench.plan.job import Job, changed_since
 from twinbench.plan.suite import generative
 from twinbench.records import provenance, store
+from twinbench.records.record import failure, finished
 from twinbench.system import processes
 from twinbench.system.ending import interrupt_first
 from twinbench.system.errors import MISTAKES, one_line
-
-MEASURED = (
-    *("task", "metric", "primary", "value", "n", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"),
-    *("shared_bytes", "exclusive_bytes", "exclusive_kind", "router_bytes", "peak_memory_bytes", "device"),
-    *("data", "expert"),
-)
 
 OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)  # for Hydra's own folder, see config.yaml
 
@@ -111,12 +104,12 @@ def record(job: Job) -> str:
     """Measure one configuration and write down what came of it; say whether it went well (ok, failed)."""
     from twinbench import prepare
 
-    identity, origins = describe(job), provenance.data(job.config["suite"])
+    attempt = provenance.attempt(job)
     try:
         with interrupt_first():
             rows, predictions = prepare.measured(job)
     except Exception as error:  # whatever went wrong with one configuration is its record, and the sweep goes on
-        rows = [failure(identity, error)]
+        rows = [failure(attempt, f"{type(error).__name__}: {one_line(error)}")]
         store.write(job.results_dir, rows)
         track(rows, job)
         if not isinstance(error, MISTAKES):
@@ -125,9 +118,7 @@ def record(job: Job) -> str:
                 sys.exit(1)  # the others may be waiting for this one, so the launcher has to end them
         print(f"error: {title(job)}: {one_line(error)}", file=sys.stderr, flush=True)
         return "failed"
-    experts, well = provenance.experts(job.config["suite"]), {"status": "ok", "error": None}
-    where = {task: {"data": origin, "expert": experts.get(task)} for task, origin in origins.items()}
-    rows = [identity | well | row | where[row["task"]] for row in rows]
+    rows = finished(attempt, rows, provenance.origins(job.config["suite"]))
     store.write(job.results_dir, rows, predictions)
     print("  " + "  ".join(f"{r['task']} {r['metric']} {r['value']:.4f}" for r in rows if r["primary"]), flush=True)
     track(rows, job)
@@ -163,21 +154,3 @@ def keep_missing_training(job: Job) -> None:
             prepare.keep_training(job)
         except MISTAKES as error:
             print(f"no learning curves for the report: {one_line(error)}", file=sys.stderr, flush=True)
-
-
-def describe(job: Job) -> dict:
-    """The fields of a record that say what was run, with what, and when."""
-    commit, dirty = provenance.commit()
-    return job.identity() | {
-        "time": datetime.now(UTC).isoformat(),
-        "commit": commit,
-        "dirty": dirty,
-        "experiment": job.experiment,
-        "versions": provenance.versions(),
-    }
-
-
-def failure(identity: Mapping, error: Exception) -> dict:
-    """The record of a run that did not end well."""
-    said = f"{type(error).__name__}: {one_line(error)}"
-    return {**identity, "status": "failed", "error": said} | dict.fromkeys(MEASURED)

@@ -5,18 +5,16 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from twinbench.assets.sources import origin
 from twinbench.plan.identity import expert_folder
+from twinbench.plan.job import Job
 from twinbench.plan.suite import own_experts
 from twinbench.system import cached
 from twinbench.system.mistakes import Mistake
-
-if TYPE_CHECKING:  # it imports pandas, which `plan=true` need not pay
-    from twinbench.workloads.classification.data import Task
 
 PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 
@@ -38,6 +36,19 @@ def commit() -> tuple[str | None, bool | None]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def attempt(job: Job) -> dict:
+    """What was run, with what, and when: what a record's `Attempt` says before the run is over."""
+    head, dirty = commit()
+    now = {"time": datetime.now(UTC).isoformat(), "commit": head, "dirty": dirty, "versions": versions()}
+    return job.identity() | {"route": job.route, "experiment": job.experiment} | now
+
+
+def origins(suite: Mapping) -> dict[str, dict]:
+    """Per task of a resolved suite the ``data`` and ``expert`` of its records; the experts are in the cache."""
+    own = experts(suite)
+    return {task: {"data": said, "expert": own.get(task)} for task, said in data(suite).items()}
 
 
 def data(suite: Mapping) -> dict[str, str]:
@@ -64,7 +75,7 @@ def trained(suite: Mapping) -> bool:
     return suite["checkpoints"] is None and all(file.exists() for file in finished)
 
 
-def training(suite: Mapping, tasks: "Mapping[str, Task]") -> dict[str, dict]:
+def training(suite: Mapping, tasks: Mapping) -> dict[str, dict]:
     """Per task with an expert how that was trained, for a suite whose cached experts were trained here.
 
     Args:
