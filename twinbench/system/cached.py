@@ -13,6 +13,7 @@ from pathlib import Path
 
 import xxhash
 
+from twinbench.system.claims import claimed
 from twinbench.system.files import new_folder, remove
 
 MANIFEST = ".manifest"
@@ -21,22 +22,23 @@ MANIFEST = ".manifest"
 def made(folder: Path, make: Callable[[Path], object]) -> Path:
     """Return ``folder`` with the content that ``make(part)`` has written into it, now or at an earlier call.
 
+    Where another process is making it, this one waits for it.
+
     Raises:
         OSError: the cache cannot be written to.
     """
-    if folder.exists():
-        damage = damaged(folder)
-        if damage is None:
-            return folder
-        print(f"{folder}: {damage}; it is made again", file=sys.stderr, flush=True)
-        remove(folder)
-    try:
+    if folder.exists() and damaged(folder) is None:
+        return folder
+    with claimed(folder, wait=True):
+        if folder.exists():
+            damage = damaged(folder)
+            if damage is None:
+                return folder
+            print(f"{folder}: {damage}; it is made again", file=sys.stderr, flush=True)
+            remove(folder)
         with new_folder(folder) as part:
             make(part)
             (part / MANIFEST).write_text(json.dumps(_manifest(part), indent=0) + "\n", encoding="utf-8")
-    except OSError:
-        if not folder.exists() or damaged(folder):  # otherwise another process was faster, with the same content
-            raise
     return folder
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from twinbench.system import processes
 
 HOST = socket.gethostname()  # in hidden names, since process ids mean nothing on other machines
+CLAIM = ".claim"  # ends the names of claims, see `claims`
 HIDDEN = re.compile(rf"\..+-{re.escape(HOST)}-(\d+)-[0-9a-f]{{8}}")
 
 
@@ -88,11 +89,21 @@ def check_writable(results_dir: Path) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what is half-written in a folder, where its process ran on this machine and is gone."""
+    """Remove what killed processes have left in a folder: half-written files, if they ran here, and claims."""
     for path in folder.glob(".*"):
         found = HIDDEN.fullmatch(path.name)
         if found and not _alive(int(found[1])):
             _delete(path)
+        elif path.name.endswith(CLAIM):
+            _unclaim(path)
+
+
+def _unclaim(path: Path) -> None:
+    """Remove a claim unless a process, of whatever machine, holds its lock."""
+    from filelock import FileLock, Timeout  # a tenth of a second, which a plan need not pay
+
+    with suppress(Timeout, OSError), FileLock(path, blocking=False):
+        path.unlink(missing_ok=True)
 
 
 def _hidden(path: Path) -> Path:
