@@ -135,6 +135,16 @@ def test_a_merge_of_models_with_tied_weights_loads_with_plain_transformers(tmp_p
     torch.testing.assert_close(loaded(tokens).logits, expected(tokens).logits, atol=1e-5, rtol=0)
 
 
+def test_to_ask_for_a_name_computes_nothing():
+    asked = []
+    state = StateDict(["a"], lambda name: asked.append(name) or torch.zeros(1))
+    assert "a" in state and "b" not in state and list(state) == ["a"] and len(state) == 1
+    assert not asked
+    assert state["a"] is not None and asked == ["a"]
+    with pytest.raises(KeyError):
+        state["b"]
+
+
 def test_tensors_are_asked_for_one_by_one(tmp_path):
     size, count = 2**21, 60  # 8 MiB each, 480 MiB in all
     entries = {f"layer{i}": ("F32", (size,)) for i in range(count)}
