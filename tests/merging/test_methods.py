@@ -58,10 +58,16 @@ def test_merge_keeps_layout_and_inputs_and_repeats_itself(path, dtype):
     for parts in merged.exclusive.values():
         for name, part in parts.items():
             assert dense(part).shape == base[name].shape
+    for name, gate in merged.gates.items():
+        found = gate.weights(torch.ones(2, 3, base[name].shape[1]))
+        assert found.shape == (2, 3, len(experts))
     again = materialize(call(path, base, experts))
     assert_same(merged.shared, again.shared)
     for task, parts in merged.exclusive.items():
         assert_same({n: dense(p) for n, p in parts.items()}, {n: dense(p) for n, p in again.exclusive[task].items()})
+    assert merged.gates.keys() == again.gates.keys()
+    for name, gate in merged.gates.items():
+        assert_same(gate.stored(), again.gates[name].stored())
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -91,6 +97,10 @@ def test_merge_of_models_without_tensors_is_empty(path):
         ("twin_merging", {"rank_ratio": 0.0}, "rank_ratio"),
         ("twin_merging", {"density": 0.1}, "density"),
         ("twin_merging", {"compression": "magnitude"}, "density"),
+        ("smile", {"rank": 0}, "rank must be at least 1, got 0"),
+        ("smile", {"gate_rank": 0}, "gate_rank must be at least 1, got 0"),
+        ("smile", {"top_k": 0}, "top_k must be at least 1 and at most 2, got 0"),
+        ("smile", {"top_k": 3}, "top_k must be at least 1 and at most 2, got 3"),
     ],
 )
 def test_hyperparameters_out_of_range_are_named_before_any_tensor_is_read(stem, changes, word):

@@ -94,6 +94,7 @@ CONFIGURATIONS = {
     "bernoulli": (["suite=glue_minilm", "router=oracle", "method.compression=bernoulli", "method@shared=ties"], []),
     "roberta": (["suite=glue_roberta", f"suite.revision={COMMIT[::-1]}", "method=pretrained"], [*STATIC, "seed"]),
     "expert": (["suite=demo", "method=expert", "method.task=sst2"], [*STATIC, "seed"]),
+    "layer": (["suite=demo", "method=smile"], [*STATIC, "seed"]),
     "generative": (["suite=generative_smollm", "method@shared=average"], []),
 }
 
@@ -376,10 +377,11 @@ def test_nothing_is_imported_to_find_code(module):
 
 
 def weights(path, *models, **changes) -> list[torch.Tensor]:
-    """All that a method gives, its exclusive parts included."""
+    """All that a method gives, its exclusive parts included, and what its gates say of an input."""
     merged = materialize(call(path, *models, **changes))
     parts = [part for exclusive in merged.exclusive.values() for part in exclusive.values()]
-    return [*merged.shared.values(), *map(dense, parts)]
+    routes = [gate.weights(torch.linspace(-1, 1, models[0][n].shape[1])) for n, gate in merged.gates.items()]
+    return [*merged.shared.values(), *map(dense, parts), *routes]
 
 
 def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
@@ -403,7 +405,7 @@ def test_a_seed_counts_where_something_draws_and_a_hyperparameter_everywhere(pat
         assert equal(*made) != draws(takes, leaf | values), values
     first = weights(path, base, experts)
     for key in completed(leaf).keys() - {"compression", "density"} if path.stem == "twin_merging" else completed(leaf):
-        value = {"task": "task0", "rank_ratio": 0.9}.get(key) or other(f"method.{key}", leaf[key], {})
+        value = {"task": "task0", "rank_ratio": 0.9, "rank": 2}.get(key) or other(f"method.{key}", leaf[key], {})
         assert not equal(first, weights(path, base, experts, **{key: value})), key
 
 
@@ -419,6 +421,8 @@ def test_the_plan_knows_where_a_seed_counts():
         (["method=ties"], False),
         (["method=ties", "protocol=blind"], True),
         (["method=individual"], False),
+        (["method=smile"], False),
+        (["method=smile", "protocol=blind"], True),
     ):
         jobs = [planned(*overrides, f"seed={seed}") for seed in (0, 1)]
         assert len({job.run_id for job in jobs}) == 1 + seeded, overrides

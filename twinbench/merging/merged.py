@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +23,9 @@ class Gate(Protocol):
 
     def weights(self, x: Tensor) -> Tensor:
         """Weights (..., experts) of inputs (..., d_in)."""
+
+    def to(self, device: torch.device) -> "Gate":
+        """The same gate on a device."""
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors that would be written, by suffix."""
@@ -67,7 +71,7 @@ def materialize(merged: Merged, *, progress: str | None = None) -> Merged:
                         result[name] = part
                     bar.update()
     exclusive = dict(zip(merged.exclusive, kept, strict=False))
-    return Merged(shared, exclusive, tuple(kept[len(exclusive) :]), common, merged.gates)
+    return Merged(shared, exclusive, tuple(kept[len(exclusive) :]), common, dict(merged.gates))
 
 
 def with_route(merged: Merged, weights: Sequence[float]) -> dict[str, Tensor]:
