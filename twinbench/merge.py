@@ -28,6 +28,7 @@ from torch import Tensor
 from twinbench.assets.sources import fetch
 from twinbench.merging.merged import Merged
 from twinbench.plan import preflight, targets
+from twinbench.plan.job import UNWRITTEN
 from twinbench.plan.signature import NAMED, Signature, checked_signature, hyperparameters, prepared_reads
 from twinbench.system.errors import MISTAKES, one_line
 from twinbench.system.files import new_folder
@@ -84,9 +85,9 @@ def check(config: Mapping, name: str) -> Signature:
     targets.check_kind("allow", config["allow"], "list[str]")
     targets.check(config, config["allow"])
     takes = checked_signature(name, config["method"])
-    if takes.route == "task":
+    if takes.route in UNWRITTEN:
         raise Mistake(
-            f"method={name} gives each task a model of its own, and no command writes these to disk; choose a static "
+            f"method={name} gives {UNWRITTEN[takes.route]}, and no command writes these to disk; choose a static "
             "method, such as ties"
         )
     if takes.route or "shared" in takes.arguments:

@@ -207,6 +207,7 @@ SETTINGS = {
     "method": {"_target_": "baselines.task_arithmetic.merge", "_partial_": True, "scaling": 0.3},
 }
 INDIVIDUAL = {"_target_": "baselines.individual.merge", "_partial_": True}
+SMILE = {"_target_": "baselines.smile.merge", "_partial_": True, "rank": 32, "gate_rank": 1, "top_k": 1}
 TWIN = {
     "_target_": "twinbench.merging.twin_merging.merge",
     "_partial_": True,
@@ -229,6 +230,7 @@ TWIN = {
         ({"seed": "abc"}, "seed must be a whole number in [0, 2^32), got 'abc'"),
         ({"shard_bytes": "abc"}, "shard_bytes must be a whole number of at least 1, got 'abc'"),
         ({"method": INDIVIDUAL}, "gives each task a model of its own, and no command writes these to disk"),
+        ({"method": SMILE}, "gives each linear layer experts of its own, and no command writes these to disk"),
         ({"method": TWIN}, "is written so by python run.py suite=NAME method=M export=DIR"),
         ({"method": {"_target_": "os.system", "_partial_": True}}, "only functions in baselines and twinbench"),
         (

@@ -74,6 +74,7 @@ def test_a_refused_export_does_not_send_to_a_command_that_refuses_too(tmp_path):
         ("router=oracle", None),
         ("protocol=paper", "protocol=paper keeps every task's own biases"),
         ("method=individual", "method=individual has nothing to export"),
+        ("method=smile", "method=smile gives each linear layer experts of its own, and no command writes these"),
         ("router=risk", "minimum_risk=false"),
         ("router.source=base", "a router of the shared expert's hidden states"),
         ("router.characters=64", "a router of the shared expert's hidden states"),

@@ -21,7 +21,7 @@ class Method:
     Attributes:
         identity: equal for methods that give the same weights from the same experts; all that is compared and hashed.
         merge: called with the base and the experts, and with ``shared`` if there is a shared method.
-        route: how w(x) is found: None (no exclusive parts), "task" (the known task) or "router".
+        route: how w(x) is found: None (no exclusive parts), "task" (the known task), "router" or "layer" (gates).
         shared: the static method that makes the shared expert, if the method asks for one.
     """
 

@@ -12,6 +12,7 @@ from twinbench.system.mistakes import Mistake, one_of
 
 SPLITS = ("test", "validation")
 ORACLE = "Oracle"  # the class of a router that is told the task
+UNWRITTEN = {"task": "each task a model of its own", "layer": "each linear layer experts of its own"}  # by route
 CONFIGURATION = ("suite_id", "method", "params", "router", "protocol", "seed", "split")  # what a person has chosen
 
 
@@ -171,9 +172,9 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
     if job.method == "individual":
         raise Mistake("method=individual has nothing to export: its experts are models already")
     routed = job.leaves["method"].takes.route
-    if routed == "task":
+    if routed in UNWRITTEN:
         raise Mistake(
-            f"method={job.method} gives each task a model of its own, and no command writes these to disk; what can be "
+            f"method={job.method} gives {UNWRITTEN[routed]}, and no command writes these to disk; what can be "
             "exported is a static method, such as ties, or method=twin_merging"
         )
     if generative(suite) and routed:

@@ -22,7 +22,7 @@ class Signature:
     Attributes:
         arguments: a function's keyword-only ones; a dataclass's fields.
         defaults: of those arguments whose default is a literal.
-        route: ``ROUTE``: how a method finds w(x).
+        route: ``ROUTE``: how a method finds w(x): None, "task", "router" or "layer".
         draws: ``DRAWS``: per hyperparameter the values under which a method draws random numbers; None: under all.
         reads: the data that a method's prepared arguments read, one of `READS`.
     """
