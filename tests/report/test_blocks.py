@@ -5,6 +5,7 @@ from itertools import count
 
 import pytest
 
+from twinbench.records.record import completed
 from twinbench.report import blocks
 
 MLP, ORACLE = {"name": "mlp", "hidden": 8}, {"name": "oracle"}
@@ -27,7 +28,7 @@ def failed(method: str, **fields) -> list[dict]:
 
 
 def made(*runs: list[dict]) -> list[blocks.Block]:
-    return blocks.blocks([row for records in runs for row in records])
+    return blocks.blocks([completed(row) for records in runs for row in records])
 
 
 def only(*runs: list[dict]) -> blocks.Block:
@@ -94,6 +95,15 @@ def test_individual_normalizes_where_the_task_is_known_and_the_protocol_strict()
     assert [[one.run_id for one in block.individual] for block in found[:3]] == [[], [], []]
 
 
+def test_an_upper_bound_of_any_name_normalizes_and_any_single_expert_stands_apart():
+    top = {"role": "upper bound", "route": "task"}
+    routed = run("best", "routed", role="upper bound", route="top1", router=MLP, seed=0)
+    block = only(run("ties"), run("best", "top", **top), routed, run("one", role="one expert", params={"task": "a"}))
+    assert [one.run_id for one in block.individual] == ["top"]
+    assert {row.method: row.role for row in block.rows} == {"ties": None, "best": "upper bound"}
+    assert [row.method for row in block.experts] == ["one"]
+
+
 def test_without_strict_runs_nothing_normalizes():
     (block,) = made(run("individual", protocol="paper", router=ORACLE))
     assert block.individual == [] and [row.label for row in block.rows] == ["individual"]
@@ -122,14 +132,15 @@ def test_experts_stand_apart():
 
 
 def test_the_plainest_row_is_routed_then_has_more_seeds_then_is_older():
-    oracle = [run("twin", f"o{seed}", router=ORACLE, seed=seed, time=1) for seed in range(3)]
+    sage = {"name": "sage"}  # a router is an oracle by what it is told, not by its name
+    told = [run("twin", f"o{seed}", router=sage, route="task", seed=seed, time=1) for seed in range(3)]
     routed = [run("twin", "r0", router=MLP, seed=0, time=2)]
     wide = [run("twin", f"w{seed}", router=MLP | {"hidden": 16}, seed=seed, time=3) for seed in range(2)]
     last = [run("twin", f"l{seed}", router=MLP | {"hidden": 32}, seed=seed, time=4) for seed in range(2)]
-    assert only(*oracle, *routed).find("twin").label == "twin (router=mlp)", "routed, with fewer seeds"
-    block = only(*oracle, *routed, *last, *wide)
+    assert only(*told, *routed).find("twin").label == "twin (router=mlp)", "routed, with fewer seeds"
+    block = only(*told, *routed, *last, *wide)
     assert block.find("twin").label == "twin (router=mlp, router.hidden=16)"
-    assert block.find("twin (router=oracle)").oracle
+    assert block.find("twin (router=sage)").oracle
     assert block.find("ties") is None
 
 
@@ -192,7 +203,7 @@ def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
         run("dare", seed=0, time=12),
     )
     assert [row.label for row in block.rows] == ["ties (router=none)", "ties (router=mlp)", "dare"]
-    assert [row.oracle for row in block.rows] == [True, False, True]
+    assert not any(row.oracle for row in block.rows), "a static method is told no task"
     mixed = {"shared": {"method": "ties", "scaling": 0.5}, "rank": 8}
     (row,) = only(run("twin", params=mixed, router=MLP)).rows
     assert row.settings == {

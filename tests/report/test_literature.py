@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from support.results import add_run, computed, guess
+from twinbench.records.record import completed
 from twinbench.report import blocks, literature
 
 
@@ -45,7 +46,7 @@ def generative(suite: str, base: str) -> dict[tuple[str, str], pd.Series]:
         run |= {"method": method, "params": {}, "router": None, "protocol": "strict", "seed": None, "split": "test"}
         tasks = {"mmlu": "accuracy", "truthful_qa": "accuracy", "bbq": "accuracy", "cnn_dailymail": "rouge2"}
         rows += [run | {"task": t, "metric": m, "primary": True, "value": value, "n": 9} for t, m in tasks.items()]
-    (block,) = blocks.blocks(rows)
+    (block,) = blocks.blocks(map(completed, rows))
     ours = pd.DataFrame({"method": ["individual", "twin_merging"], "average": [100.0, 120.0]})
     lines = [line for _, line in literature.published(block, ours).iterrows()]
     return {(line["method"], re.search(r"\((\w+)\); ", line["source"]).group(1)): line for line in lines}

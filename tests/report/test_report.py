@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from support.results import TASKS, add_run, computed, fill, guess, notes, raw, table, truth
+from twinbench.records.record import completed
 from twinbench.report import blocks, tables
 from twinbench.report.make import make
 from twinbench.report.text import shown
@@ -138,7 +139,7 @@ def test_csv_has_full_precision(report):
 
 
 def test_storage_time_and_router_tables(results):
-    assert list(table(results, "storage").loc["ties"]) == [1_000_001, 500_000, 7, 1_500_008]
+    assert list(table(results, "storage").loc["ties"]) == [1_000_001, 500_000, 7, 1_500_008, "nothing"]
     assert list(table(results, "time").loc["ties"])[:4] == [1.5, 4.0, 0.5 * len(TASKS), 2.0 * len(TASKS)]
     router = table(results, "router")
     assert list(router.index) == ["twin_merging (router=mlp)"]
@@ -157,13 +158,34 @@ def test_storage_says_how_exclusive_parts_are_stored_where_the_records_do(result
     page, markdown = ((folder / name).read_text(encoding="utf-8") for name in ("index.html", "leaderboard.md"))
     assert '<td class="text">dense</td>' in page and "as much as an expert each" in page
     line = next(line for line in markdown.split("### Storage")[1].splitlines() if line.startswith("| emr"))
-    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["emr", "1.00", "8.00", "0.00", "9.00", "dense"]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
+        "emr",
+        "1.00",
+        "8.00",
+        "0.00",
+        "9.00",
+        "dense",
+        "nothing",
+    ]
+
+
+def test_a_row_says_what_data_it_reads(results):
+    add_run(results, "f5", "fisher", guess(0.7), reads="training labels")
+    found = table(results, "storage")["data needs"]
+    assert found[["fisher", "ties", "twin_merging (router=mlp)", "twin_merging (router=oracle)"]].tolist() == [
+        "training labels",
+        "nothing",
+        "training inputs",
+        "nothing",
+    ]
 
 
 def time_rows(*runs: list[tuple]) -> pd.DataFrame:
     """The time table of one row, a seed per run; a run has (task, split, metric, n, route, evaluation) per record."""
     names = ("task", "split", "metric", "n", "route_seconds", "eval_seconds")
-    made = [[dict(zip(names, record, strict=True)) | {"merge_seconds": 1.0} for record in run] for run in runs]
+    made = [
+        [completed(dict(zip(names, record, strict=True)) | {"merge_seconds": 1.0}) for record in run] for run in runs
+    ]
     row = blocks.Row("ties", "ties", True, [blocks.Run("a", 0, {}, {}, {}, records) for records in made])
     return tables.time([row])
 
@@ -187,6 +209,7 @@ def test_seconds_that_were_not_measured_are_missing_and_the_others_stay():
 def test_records_from_before_the_training_of_routers_was_timed_leave_it_empty_only_where_there_was_one():
     for router_bytes, missing in ((7, True), (0, False)):
         record = {"task": "a", "split": "test", "n": 1, "merge_seconds": 1.0, "router_bytes": router_bytes}
+        record = completed(record)
         found = tables.time([blocks.Row("ties", "ties", True, [blocks.Run("a", 0, {}, {}, {}, [record])])]).iloc[0]
         assert pd.isna(found["router training"]) == missing
 

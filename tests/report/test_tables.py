@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from twinbench.records.record import completed
 from twinbench.report import blocks, tables
 
 A, B = ("a", "accuracy"), ("b", "pearson")
@@ -16,11 +17,12 @@ def run(run_id: str, a: float | None = None, b: float | None = None, **fields) -
     record = {"task": "a", "split": "test", "n": 10, "route_seconds": 1.0, "eval_seconds": 4.0, "router_seconds": 3.0}
     record |= {"base": None, "shared_bytes": 8, "exclusive_bytes": 4, "router_bytes": 2, "merge_seconds": 1.0}
     given = {"others": {}, "beside": {}} | fields
-    return blocks.Run(run_id, None, scores, given["others"], given["beside"], [record])
+    return blocks.Run(run_id, None, scores, given["others"], given["beside"], [completed(record)])
 
 
 def row(label: str, *runs: blocks.Run, method: str | None = None, **settings) -> blocks.Row:
-    return blocks.Row(label, method or label.split(" ")[0], True, list(runs), settings)
+    roles = {"individual": "upper bound", "pretrained": "lower bound"}
+    return blocks.Row(label, method or label.split(" ")[0], True, list(runs), settings, roles.get(label))
 
 
 def block(*rows: blocks.Row, individual: tuple = (), experts: tuple = (), failed: tuple = ()) -> blocks.Block:
@@ -135,7 +137,7 @@ def test_storage_is_the_mean_over_seeds_and_its_sum():
     big = run("x")
     big.records[0].update(shared_bytes=12, exclusive_bytes=5, router_bytes=3)
     found = tables.storage([row("twin", run("y"), big), row("ties", run("z"))])
-    assert found.to_numpy().tolist() == [["twin", 10, 4, 2, 16], ["ties", 8, 4, 2, 14]]
+    assert found.to_numpy().tolist() == [["twin", 10, 4, 2, 16, "nothing"], ["ties", 8, 4, 2, 14, "nothing"]]
 
 
 def test_secondary_metrics_are_raw_means_over_the_seeds_that_have_them():

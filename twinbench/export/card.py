@@ -12,6 +12,7 @@ from twinbench.merging.merged import Merged, with_route
 from twinbench.plan.job import Job
 from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.records import store
+from twinbench.records.record import UPPER
 from twinbench.routing.features import forward
 from twinbench.routing.router import Router
 from twinbench.suite import Suite, backbone, classifier, load
@@ -97,7 +98,7 @@ def _scores(job: Job, rows: list[dict]) -> list[dict]:
     individual = {
         row["task"]: row["value"]
         for row in found
-        if (row["suite_id"], row["method"], row["protocol"]) == (job.suite_id, "individual", NORMALIZER)
+        if (row["suite_id"], row["role"], row["route"], row["protocol"]) == (job.suite_id, UPPER, "task", NORMALIZER)
     }
     lines = []
     for row in found:

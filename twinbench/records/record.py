@@ -145,10 +145,10 @@ def completed(row: Mapping) -> Record:
     whole = dict.fromkeys(KINDS) | row
     learned = whole["router"] is not None and whole["router"]["name"] != "oracle"
     if "role" not in row:
-        whole["role"] = OLDER_ROLES.get(row["method"])
+        whole["role"] = OLDER_ROLES.get(whole["method"])
     if "route" not in row:
         routes = {"individual": ("task", "top1"), "twin_merging": ("task", "router")}
-        whole["route"] = routes.get(row["method"], (None, None))[learned]
+        whole["route"] = routes.get(whole["method"], (None, None))[learned]
     if "reads" not in row:  # what a route costs was measured on labels
         most = "training labels" if learned and whole["router"].get("minimum_risk") else "training inputs"
         whole["reads"] = most if learned else "nothing"

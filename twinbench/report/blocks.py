@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from twinbench.protocol import NORMALIZER, PROTOCOLS
+from twinbench.records.record import ONE, UPPER, Record
 
 Column = tuple[str, str]  # (task, metric)
 
@@ -26,7 +27,7 @@ class Run:
     scores: dict[Column, float]
     others: dict[Column, float]
     beside: dict[Column, float]
-    records: list[dict]
+    records: list[Record]
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,17 @@ class Row:
 
     label: str
     method: str
-    oracle: bool  # no router, or one that is told the task
+    oracle: bool  # w(x) is one-hot at the known task
     runs: list[Run]
     settings: dict = field(default_factory=dict)
+    role: str | None = None  # as its records have it
 
 
 @dataclass(frozen=True)
 class Block:
     """The comparable rows of one (suite_id, split, protocol).
 
-    ``individual`` are the runs every score is divided by: each task by its own expert, strict, task known.
+    ``individual`` are the runs every score is divided by: the upper bound, strict, told the task.
     ``failed`` pairs a label with the record of a run that has no result; ``outdated`` with that of a seed that has only
     been run with an older source of its method, and is left out of the row.
     """
@@ -63,18 +65,18 @@ class Block:
     def find(self, name: str) -> Row | None:
         """The row called ``name``: its label, or else a method's plainest row.
 
-        Among several rows of a method: routed before oracle, more seeds before fewer, first recorded. No score is
-        looked at, so the test split picks nothing.
+        Among several rows of a method: routed before told the task, more seeds before fewer, first recorded. No
+        score is looked at, so the test split picks nothing.
         """
         rows = [row for row in self.rows if row.label == name] or [row for row in self.rows if row.method == name]
         return min(rows, key=lambda row: (row.oracle, -len(row.runs)), default=None)
 
 
-def blocks(rows: Iterable[Mapping]) -> list[Block]:
+def blocks(rows: Iterable[Record]) -> list[Block]:
     """The blocks of some runs: newest suite_id first, then the test split, then in the order of ``PROTOCOLS``.
 
     Args:
-        rows: records as ``records.latest`` gives them.
+        rows: records as ``records.store.latest`` gives them.
     """
     runs = _newest_runs(list(rows))
     ids = sorted({_suite_id(run) for run in runs}, key=lambda name: (*_freshness(runs, name), name), reverse=True)
@@ -90,7 +92,7 @@ def blocks(rows: Iterable[Mapping]) -> list[Block]:
 def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tuple]) -> list[Block]:
     """The blocks of one suite_id and split, with its column order and its normalizing runs."""
     strict = rows_of.get(NORMALIZER, ([],))[0]
-    individual = [run for row in strict if row.method == "individual" and row.oracle for run in row.runs]
+    individual = [run for row in strict if row.role == UPPER and row.oracle for run in row.runs]
     everything = individual + [run for rows, *_ in rows_of.values() for row in rows for run in row.runs]
     columns = list(dict.fromkeys(column for run in everything for column in run.scores))
     return [
@@ -100,8 +102,8 @@ def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tup
             split=split,
             protocol=protocol,
             columns=columns,
-            rows=[row for row in rows if row.method != "expert"],
-            experts=[row for row in rows if row.method == "expert"],
+            rows=[row for row in rows if row.role != ONE],
+            experts=[row for row in rows if row.role == ONE],
             failed=failed,
             outdated=outdated,
             individual=individual,
@@ -119,10 +121,10 @@ def _newest_runs(rows: list[Mapping]) -> list[list[dict]]:
     for row in rows:
         runs.setdefault(row["run_id"], []).append(dict(row))
     in_time = sorted(runs.values(), key=lambda run: (_head(run)["time"], _head(run)["run_id"]))
-    newest = {_row(run): _head(run).get("source") for run in in_time}
+    newest = {_row(run): _head(run)["source"] for run in in_time}
     chosen: dict[tuple, list[dict]] = {}
     for run in sorted(
-        in_time, key=lambda run: (_head(run).get("source") == newest[_row(run)], _head(run)["status"] == "ok")
+        in_time, key=lambda run: (_head(run)["source"] == newest[_row(run)], _head(run)["status"] == "ok")
     ):
         chosen[*_row(run), _head(run)["seed"]] = run
     return sorted(chosen.values(), key=lambda run: (_head(run)["time"], _head(run)["run_id"]))
@@ -145,13 +147,13 @@ def _rows(runs: list[list[dict]]) -> tuple[list[Row], list[tuple[str, dict]], li
     rows, failed, outdated = [], [], []
     for identity, whole in groups.items():
         head = max((_head(run) for run in whole), key=lambda record: record["time"])
-        group = [run for run in whole if _head(run).get("source") == head.get("source")]
+        group = [run for run in whole if _head(run)["source"] == head["source"]]
         outdated += [(names[identity], _head(run)) for run in whole if run not in group]
         done = [_run(records) for records in group if _head(records)["status"] == "ok"]
         failed += [(names[identity], _head(records)) for records in group if _head(records)["status"] != "ok"]
         if done:
-            oracle = (head["router"] or {"name": "oracle"})["name"] == "oracle"
-            rows.append(Row(names[identity], head["method"], oracle, done, _settings(head)))
+            oracle, role = head["route"] == "task", head["role"]
+            rows.append(Row(names[identity], head["method"], oracle, done, _settings(head), role))
     return rows, failed, outdated
 
 

@@ -37,8 +37,8 @@ def origins(blocks: Sequence[Block], training: Mapping[str, Mapping]) -> pd.Data
     runs = [run for block in blocks for row in [*block.rows, *block.experts] for run in row.runs]
     for record in (record for run in runs for record in run.records):
         line = found.setdefault(record["task"], {"task": record["task"]})
-        line[record["split"]] = record.get("n")
-        line["origin"] = line.get("origin") or record.get("data")
+        line[record["split"]] = record["n"]
+        line["origin"] = line.get("origin") or record["data"]
     if not any(line["origin"] for line in found.values()):
         return pd.DataFrame()
     there = {split for line in found.values() for split in line} - {"task", "origin"}

@@ -18,6 +18,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from twinbench.records.record import LOWER, UPPER
+
 DPI = 144
 INK, MUTED, LINE, MISSING = "#1f2328", "#6a737d", "#d8dee4", "#eef0f2"
 COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4b9a", "#8c6d31")
@@ -46,10 +48,14 @@ CROWD = 12  # points whose labels still find room beside each other
 Styles = Mapping[str, tuple[str, str]]  # method -> (colour, marker)
 
 
-def styles(methods: Iterable[str], reference: str) -> dict[str, tuple[str, str]]:
-    """A colour and a marker per method name, to be given to every figure that shows them."""
-    bounds = {"individual": (MUTED, "s"), "pretrained": (MUTED, "o")}
-    names = sorted(set(methods) - bounds.keys() - {reference})
+def styles(roles: Mapping[str, str | None], reference: str) -> dict[str, tuple[str, str]]:
+    """A colour and a marker per method name, to be given to every figure that shows them.
+
+    Args:
+        roles: method name -> its role.
+    """
+    bounds = {name: (MUTED, "s" if role == UPPER else "o") for name, role in roles.items() if role in (UPPER, LOWER)}
+    names = sorted(roles.keys() - bounds.keys() - {reference})
     found = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
     return bounds | found | {reference: (REFERENCE, "o")}
 

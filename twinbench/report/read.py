@@ -68,7 +68,7 @@ def predictions(results_dir: Path, found: Iterable[Block]) -> "tuple[dict[str, p
 def _contradictions(run: Run, frame: "pd.DataFrame") -> dict[str, str]:
     """Per task whose predictions are not those of the run's record, what they say and what the record says."""
     parts = dict(list(frame.groupby("task", sort=False)))
-    n = {record["task"]: record.get("n") for record in run.records if record["primary"]}
+    n = {record["task"]: record["n"] for record in run.records if record["primary"]}
     found = {}
     for (task, metric), value in run.scores.items():
         part = parts.get(task, frame[:0])

@@ -70,7 +70,7 @@ def make(
         where: the setting ``results_dir=…`` of commands.
     """
     main, suites = found[0].suite_id, {block.suite for block in found}
-    marks = plots.styles((row.method for block in found for row in block.rows), _method(found, reference))
+    marks = plots.styles({row.method: row.role for block in found for row in block.rows}, _method(found, reference))
     sections = []
     for suite_id, group in groupby(found, lambda block: block.suite_id):
         blocks, experts = list(group), training.get(suite_id) or {}
@@ -147,7 +147,7 @@ def _draw(
         share = (scores.to_numpy() / 100).clip(0) ** 2  # squared: most differences lie near the top
         note = f"{where} In % of the individual expert's score; darker is better."
         yield "scores", plots.heat(scores, share, TITLES["scores"], note, apart=2)
-        note = f"{where} Lines: 95 % bootstrap intervals over test examples; dashed: individual and pretrained."
+        note = f"{where} Lines: 95 % bootstrap intervals over test examples; dashed: the bounds."
         yield "averages", plots.averages(table, methods, marks, TITLES["averages"], note)
         for key, curve in tables.curves(block, table).items():
             methods_of = {name: name.partition(" (")[0] for name in curve["curve"]}

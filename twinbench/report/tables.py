@@ -6,13 +6,11 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from twinbench.records.record import LOWER, ROUTED_TO, ROUTER_ACCURACY, UPPER
 from twinbench.report import bootstrap, literature, shared_expert
 from twinbench.report.blocks import Block, Column, Row, Run, labels
 
-ROUTER_ACCURACY = "router_accuracy"
-ROUTED_TO = "routed_to/"
 RATE = "s per 1000 rows"
-BOUNDS = {"individual": "upper bound", "pretrained": "lower bound"}
 
 
 def make(block: Block, draws: bootstrap.Draws, reference: str) -> dict[str, pd.DataFrame]:
@@ -45,7 +43,7 @@ def make(block: Block, draws: bootstrap.Draws, reference: str) -> dict[str, pd.D
 def normalized(block: Block, draws: bootstrap.Draws, reference: str) -> pd.DataFrame:
     """Scores in % of the individual expert's, per task, average and worst, against ``reference``; best average first.
 
-    ``individual`` and ``pretrained`` stand first and last and have no rank. A task whose individual score is 0 or
+    The bounds stand first and last and have no rank. A task whose individual score is 0 or
     less has no normalized score, and a row that lacks a task no average.
     """
     against, bottoms = block.find(reference), normalizers(block)
@@ -54,7 +52,7 @@ def normalized(block: Block, draws: bootstrap.Draws, reference: str) -> pd.DataF
     centre = next((line for line in lines if line["reference"]), {"method": None, "average": np.nan})
     for line in lines:
         line |= _uncertainty(line, centre, samples)
-    place = {"upper bound": 0, "": 1, "lower bound": 2}
+    place = {UPPER: 0, "": 1, LOWER: 2}
     lines.sort(key=lambda line: (place[line["role"]], np.isnan(line["average"]), -line["average"], line["method"]))
     ranked = [line["method"] for line in lines if not line["role"] and not np.isnan(line["average"])]
     ranks = [ranked.index(line["method"]) + 1 if line["method"] in ranked else None for line in lines]
@@ -68,7 +66,7 @@ def normalized(block: Block, draws: bootstrap.Draws, reference: str) -> pd.DataF
 
 
 def _normalized_line(row: Row, columns: list[Column], bottoms: Mapping[Column, float]) -> dict:
-    line = {"method": row.label, "role": BOUNDS.get(row.method, ""), "seeds": len(row.runs)}
+    line = {"method": row.label, "role": row.role or "", "seeds": len(row.runs)}
     line |= _cells([run.scores for run in row.runs], {column: column[0] for column in columns}, bottoms)
     whole = not np.isnan(line["average"])
     worst = min((task for task, _ in columns), key=lambda task: line[task]) if whole else None
@@ -171,20 +169,20 @@ def curves(block: Block, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def storage(rows: list[Row]) -> pd.DataFrame:
-    """Bytes per part and in total, mean over seeds, and how the exclusive parts are stored.
+    """Bytes per part and in total, mean over seeds, how the exclusive parts are stored, and what data the row reads.
 
-    That column is there where a record says it; a row whose records are older than it has no word there.
+    How they are stored is there where a record says it; a row whose records are older has no word there.
     """
     parts = ["shared", "exclusive", "router"]
     lines = []
     for row in rows:
         first = [run.records[0] for run in row.runs]
         sizes = {part: round(np.mean([record[f"{part}_bytes"] for record in first])) for part in parts}
-        kinds = dict.fromkeys(kind for record in first if (kind := record.get("exclusive_kind")))
-        stored = {"exclusive stored as": ", ".join(kinds) or None}
+        kinds = dict.fromkeys(kind for record in first if (kind := record["exclusive_kind"]))
+        stored = {"exclusive stored as": ", ".join(kinds) or None, "data needs": first[0]["reads"]}
         lines.append({"method": row.label} | sizes | {"total": sum(sizes.values())} | stored)
     told = ["exclusive stored as"] if any(line["exclusive stored as"] for line in lines) else []
-    return pd.DataFrame(lines, columns=["method", *parts, "total", *told])
+    return pd.DataFrame(lines, columns=["method", *parts, "total", *told, "data needs"])
 
 
 def time(rows: list[Row]) -> pd.DataFrame:
@@ -204,8 +202,8 @@ def _seconds(run: Run) -> list[float | None]:
     """Merge, router training, route, evaluation, the last two per 1,000 rows; what records share counts once."""
     parts = {(record["task"], record["split"]): record for record in run.records}.values()
     first = run.records[0]
-    merge, training = first["merge_seconds"], first.get("router_seconds", None if first.get("router_bytes") else 0.0)
-    counts = [[part.get(name) for name in ("route_seconds", "eval_seconds", "n")] for part in parts]
+    merge, training = first["merge_seconds"], first["router_seconds"]
+    counts = [[part[name] for name in ("route_seconds", "eval_seconds", "n")] for part in parts]
     route, evaluation, n = np.array(counts, dtype=float).sum(axis=0)  # None becomes NaN, and so does its sum
     return [merge, training, route, evaluation, 1000 * (route + evaluation) / n]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 TITLES = {
     "normalized": "Normalized score (%)",
     "raw": "Raw score (points)",
-    "storage": "Storage (MB)",
+    "storage": "Storage (MB) and data needs",
     "time": "Time (s)",
     "router": "Router accuracy (%)",
     "experts": "Each expert on each task (points)",
@@ -28,7 +28,8 @@ CAPTIONS = {
     "Intervals and p: paired bootstrap over test examples, 1,000 resamples.",
     "raw": "×100, in the metric named in the column.",
     "storage": "Bytes written / 10⁶. Exclusive parts stored dense take as much as an expert each, also where the "
-    "method's authors would store masks or factors; empty: the record is older than this column.",
+    "method's authors would store masks or factors; empty: the record is older than this column. "
+    "Data needs: what the method and its router read beside the experts' weights, apart from choosing hyperparameters.",
     "time": "Merging and router training (reading its training rows included): once; empty where a record is older "
     "than the measurement. Routing and evaluation: the sum over all tasks and splits scored. Per 1000 rows: routing "
     "and evaluation together, over the rows of those splits.",
@@ -60,7 +61,18 @@ READING = (
 OLDER = "Older results, with other experts or data"
 LATEX_CAPTIONS = {"normalized": "score in % of the individual expert's", "training": "how each was trained"}
 NAMES = ("method", "expert", "task")  # columns that name a row
-WORDS = ("exclusive stored as", "status", "error", "source", "metric", "frozen", "computed in", "device", "origin")
+WORDS = (
+    "exclusive stored as",
+    "data needs",
+    "status",
+    "error",
+    "source",
+    "metric",
+    "frozen",
+    "computed in",
+    "device",
+    "origin",
+)
 PLAIN = (*NAMES, *WORDS)  # columns of text; the others are of numbers
 
 
