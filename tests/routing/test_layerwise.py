@@ -267,6 +267,11 @@ def test_a_layer_that_is_read_and_not_called_is_an_error():
     with gated(attention, one_part("out_proj.weight", 8, 8)), refused(words):
         attention(x, x, x)
     assert attention(x, x, x)[0].shape == x.shape, "no hook is left"
+    both = nn.Sequential(Named(), nn.Tanh(), nn.Linear(10, 6), Uncalled())
+    parts = {name: torch.ones(10, 6) for name in ("0.layer.weight", "3.layer.weight")}
+    merged = Merged({}, {"t": parts}, gates={name: Projections(torch.randn(1, 1, 6), 1) for name in parts})
+    with gated(both, merged), refused("without calling 3.layer.weight, so"):
+        both(torch.randn(2, 6))
 
 
 def test_what_no_gate_weighs_is_refused_by_name():
