@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from support.commands import ROOT
 from twinbench.system.cached import made
 from twinbench.system.claims import claimed
 
