@@ -12,6 +12,7 @@ import yaml
 from support.commands import ROOT, command, composed, planned, read, rows_of
 from support.family import CLASSES
 from twinbench.command import run
+from twinbench.plan.signature import signature
 from twinbench.protocol import PROTOCOLS
 from twinbench.records import store
 from twinbench.report.make import make
@@ -138,6 +139,14 @@ def test_the_variants_of_the_tables_are_configurations():
     rows = [row for text in ("variant", "router") for row in cells(table(TEXTS["docs/methods.md"], f"| {text} |"))]
     ids = [planned(*re.search("`(.+?)`", row[1])[1].split()).run_id for row in rows]
     assert len(ids) == len({*ids})
+
+
+def test_the_table_of_methods_says_what_their_files_say():
+    for names, _, parts, route, needs in cells(table(TEXTS["docs/methods.md"], "| method |")):
+        for name in re.findall("`(.+?)`", names):
+            takes = signature(yaml.safe_load((ROOT / f"conf/method/{name}.yaml").read_text())["_target_"])
+            assert (takes.route or "", takes.reads) == (route, needs), name
+            assert (parts == "none") == (not route)
 
 
 def test_a_method_takes_the_two_files_that_it_shows():
