@@ -35,8 +35,6 @@ NOT_YET = {
     "arguments": {
         "twinbench/benchmark.py:run",
         "twinbench/export/folder.py:export",
-        "twinbench/report/plots.py:_axes",
-        "twinbench/report/sections.py:make",
         "twinbench/routing/features.py:_batched",
         "twinbench/routing/features.py:features",
         "twinbench/routing/features.py:forward",

@@ -10,8 +10,12 @@ import pytest
 from support.results import TASKS, add_run, computed, fill, guess, notes, raw, table, truth
 from twinbench.records.record import completed
 from twinbench.report import blocks, tables
+from twinbench.report.catalog import TABLES
 from twinbench.report.make import make
-from twinbench.report.text import shown
+
+
+def shown(name: str, numbers: pd.DataFrame) -> pd.DataFrame:
+    return next(table for table in TABLES if table.name == name).cells(numbers)
 
 
 @pytest.fixture

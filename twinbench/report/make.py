@@ -16,14 +16,10 @@ from twinbench.system.mistakes import NAME, Mistake, check_name
 
 if TYPE_CHECKING:
     from twinbench.report.blocks import Block
-    from twinbench.report.sections import Section
+    from twinbench.report.section import Section
 
 REFERENCE = "twin_merging"
-EXPERTS = ("experts", "training", "learned", "seconds")  # the tables of experts.md
-SHOWN = (  # the tables of leaderboard.md
-    *("normalized", "raw", "shared", "storage", "time", "router", "published", "failed"),
-    *("training", "learned", "seconds", "origins"),
-)
+SUMMARY = ("normalized", "failed")  # the tables that the terminal shows
 
 
 def make(
@@ -56,21 +52,21 @@ def make(
     where = f"results_dir={shlex.quote(str(_relative(results_dir)))}"
     with ThreadPoolExecutor(1) as pool:  # numpy resamples while Python imports matplotlib
         sampled = pool.submit(_sampled, results_dir, found)
-        from twinbench.report import page, sections, text
+        from twinbench.report import catalog, page, sections, text
 
         training = {block.suite_id: read.experts(results_dir, block.suite_id) for block in found}
-        draws, doubts = sampled.result()
-        older = experiment is None
-        made = sections.make(found, training, draws, name, reference, older=older, doubts=doubts, where=where)
+        beside = sections.Beside(training, *sampled.result())
+        made = sections.make(found, beside, name, reference, older=experiment is None, where=where)
     command = f"python -m twinbench.report {which}={name} {where} reference={shlex.quote(reference)}"
     folder, caveats = results_dir / "reports" / name, _caveats(results_dir, mine)
     whole = page.render(name, made, mine, command, caveats)
     files.write(folder, {"index.html": whole.encode()} | _files(name, made, caveats))
+    shown = [table for table in catalog.TABLES if table.name in SUMMARY]
     return {
         "tables": {section.file(name): table for section in made for name, table in section.tables.items()},
         "figures": {s.file(name): folder / "figures" / f"{s.file(name)}.png" for s in made for name in s.figures},
         "folder": folder,
-        "summary": text.document(name, [s for s in made if not s.older], ("normalized", "failed"), caveats),
+        "summary": text.document(name, [s for s in made if not s.older], shown, caveats),
     }
 
 
@@ -106,15 +102,18 @@ def _caveats(results_dir: Path, rows: list[dict]) -> list[str]:
 def _files(name: str, made: "list[Section]", caveats: list[str]) -> dict[str, bytes]:
     """Every file of the report but the page: path inside the folder -> content."""
     from twinbench.report import text
+    from twinbench.report.catalog import EXPERTS, LEADERBOARD, TABLES
 
-    files = {"leaderboard.md": text.document(name, made, SHOWN, caveats).encode()}
-    if any(set(EXPERTS) & set(section.tables) for section in made):
-        files["experts.md"] = text.document(name, made, EXPERTS, caveats).encode()
-    if "normalized" in made[0].tables:
-        files["leaderboard.tex"] = text.latex(name, made[0], "normalized").encode()
-    trained = next((section for section in made if "training" in section.tables), None)
-    if trained:
-        files["experts.tex"] = text.latex(name, trained, "training").encode()
+    files = {}
+    for file in (LEADERBOARD, EXPERTS):
+        shown = [table for table in TABLES if file in table.files]
+        names = {table.name for table in shown}
+        if file == LEADERBOARD or any(names & section.tables.keys() for section in made):
+            files[file] = text.document(name, made, shown, caveats).encode()
+    for table in (table for table in TABLES if table.latex):
+        first = next((section for section in made if table.name in section.tables), None)
+        if first:
+            files[table.latex[0]] = text.latex(name, first, table).encode()
     for section in made:
         for title, table in section.tables.items():
             files[f"{section.file(title)}.csv"] = table.to_csv(index=False, lineterminator="\n").encode()

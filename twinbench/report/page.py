@@ -8,7 +8,10 @@ import jinja2
 
 from twinbench.protocol import PROTOCOLS
 from twinbench.report import text
-from twinbench.report.sections import Section, title
+from twinbench.report.catalog import TABLES, Table
+from twinbench.report.cells import NAMES, WORDS
+from twinbench.report.section import Section
+from twinbench.report.sections import title
 
 
 def render(suite: str, sections: list[Section], records: list[dict], command: str, caveats: Sequence[str]) -> str:
@@ -28,7 +31,7 @@ def render(suite: str, sections: list[Section], records: list[dict], command: st
             "older": section.older,
             "sentence": section.sentence,
             "notes": [_spans(note) for note in section.notes],
-            "tables": [_table(section, name) for name in text.TITLES if name in section.tables],
+            "tables": [_table(section, table) for table in TABLES if table.name in section.tables],
             "figures": [(title(name), _inline(files["svg"])) for name, files in section.figures.items()],
         }
         for section in sections
@@ -38,22 +41,23 @@ def render(suite: str, sections: list[Section], records: list[dict], command: st
     return template.render(suite=suite, parts=parts, provenance=_provenance(records), command=command, **texts) + "\n"
 
 
-def _table(section: Section, name: str) -> dict:
+def _table(section: Section, table: Table) -> dict:
     """A table's heading, file and cells."""
-    table, cells = section.tables[name], text.shown(name, section.tables[name])
-    shaded = list(table.loc[:, "seeds":"average"])[1:] if name == "normalized" else []
+    numbers = section.tables[table.name]
+    cells = table.cells(numbers)
+    shaded = list(numbers.loc[:, "seeds":"average"])[1:] if table.name == "normalized" else []
     rows = []
-    for shown, values in zip(cells.to_dict("records"), table.to_dict("records"), strict=True):
+    for shown, values in zip(cells.to_dict("records"), numbers.to_dict("records"), strict=True):
         mark = "reference" if values.get("reference") else values.get("role", "")
         rows.append({"mark": mark, "cells": [_cell(head, shown[head], values, head in shaded) for head in shown]})
-    caption, file = text.CAPTIONS[name], section.file(name) + ".csv"
-    return {"title": text.TITLES[name], "caption": caption, "file": file, "heads": list(cells), "rows": rows}
+    said = {"title": table.title, "caption": table.caption, "file": f"{section.file(table.name)}.csv"}
+    return said | {"heads": list(cells), "rows": rows}
 
 
 def _cell(head: str, shown: str, values: dict, shaded: bool) -> dict:
     """A cell: its kind and text, the small print under it, and the share in [0, 1] that it is shaded by."""
     cell = {"kind": "number", "text": shown, "under": "", "share": None}
-    if head in text.NAMES:
+    if head in NAMES:
         label, _, settings = values[head].partition(" (")
         return cell | {"kind": "name", "text": label, "under": settings.removesuffix(")")}
     if head == "worst task":
@@ -61,7 +65,7 @@ def _cell(head: str, shown: str, values: dict, shaded: bool) -> dict:
         return cell | {"text": score, "under": task}
     if shaded and shown:
         return cell | {"share": min(max(values[head] / 100, 0), 1)}
-    return cell | {"kind": "text"} if head in text.WORDS else cell
+    return cell | {"kind": "text"} if head in WORDS else cell
 
 
 def _spans(note: str) -> list[tuple[bool, str]]:

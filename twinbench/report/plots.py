@@ -92,7 +92,7 @@ def heat(
     lefts = cell * np.arange(len(heads)) + 0.1 * (np.arange(len(heads)) >= len(heads) - apart)
     top = 0.68 + LINE_HEIGHT * (max(head.count("\n") for head in heads) + 1 + bool(axes[1]))
     left = 0.3 + CHARACTER * max(map(_width, rows)) + 0.2 * bool(axes[0])
-    figure, ax = _axes(left, lefts[-1] + cell, edges[-1], top, bottom=0.15, title=title, subtitle=subtitle)
+    figure, ax = _axes((lefts[-1] + cell, edges[-1]), (left, 0.15, 0.15, top), title, subtitle)
     ax.set(xlim=(0, lefts[-1] + cell), ylim=(edges[-1], 0))
     ax.spines[:].set_visible(False)
     for i, j in np.ndindex(values.shape):
@@ -123,7 +123,7 @@ def averages(table: pd.DataFrame, methods: Mapping[str, str], marks: Styles, tit
     heights = 0.12 + LINE_HEIGHT * np.array([row.count("\n") + 1 for row in rows])
     middles = np.cumsum(heights) - heights / 2
     left = 0.3 + CHARACTER * max(map(_width, rows))
-    figure, ax = _axes(left, 5.2, heights.sum(), 0.72, right=0.75, bottom=0.5, title=title, subtitle=subtitle)
+    figure, ax = _axes((5.2, heights.sum()), (left, 0.75, 0.5, 0.72), title, subtitle)
     low, high = table["average_low"].fillna(table["average"]), table["average_high"].fillna(table["average"])
     pad = 0.04 * max(high.max() - low.min(), 5)
     ax.set(xlim=(low.min() - pad, high.max() + pad), ylim=(heights.sum(), 0), xlabel="average normalized score (%)")
@@ -159,7 +159,7 @@ def curves(
         bounds: averages drawn as dashed lines.
         methods: the method of each curve.
     """
-    figure, ax = _axes(0.75, 5.6, 3.8, 0.72, right=0.3, bottom=0.6, title=title, subtitle=subtitle)
+    figure, ax = _axes((5.6, 3.8), (0.75, 0.3, 0.6, 0.72), title, subtitle)
     for bound in bounds:
         ax.axhline(bound, color=MUTED, lw=0.8, ls=(0, (4, 3)))
     shades = list(dict.fromkeys(methods[name] for name in table["curve"]))
@@ -191,7 +191,7 @@ def storage(points: pd.DataFrame, methods: Mapping[str, str], marks: Styles, tit
         points: columns rank (None for the bounds), method, average (%) and total (bytes), without NaN.
         methods: the method of each label.
     """
-    figure, ax = _axes(0.75, 7.4, 5.0, 0.72, right=0.3, bottom=0.55, title=title, subtitle=subtitle)
+    figure, ax = _axes((7.4, 5.0), (0.75, 0.3, 0.55, 0.72), title, subtitle)
     sizes, scores = points["total"].to_numpy() / 1e6, points["average"].to_numpy()
     pad = 0.07 * max(np.ptp(scores), 5)
     span, scale = sizes.max() / sizes.min(), ""
@@ -266,8 +266,14 @@ def titled(width: float, height: float, title: str, subtitle: str) -> Figure:
     return figure
 
 
-def _axes(left, width, height, top, *, right=0.15, bottom, title, subtitle):
-    """A figure with one set of axes of ``width`` x ``height`` inches inside the margins, and its two lines of title."""
+def _axes(size: tuple[float, float], margins: tuple[float, float, float, float], title: str, subtitle: str) -> tuple:
+    """A figure with its two lines of title and one set of axes.
+
+    Args:
+        size: width and height of the axes, in inches.
+        margins: room to their left, to their right, under and above them, in inches.
+    """
+    (width, height), (left, right, bottom, top) = size, margins
     figure = titled(left + width + right, height + top + bottom, title, subtitle)
     full = figure.get_size_inches()
     return figure, figure.add_axes([left / full[0], bottom / full[1], width / full[0], height / full[1]])

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from twinbench.protocol import NORMALIZER, PROTOCOLS
+from twinbench.protocol import PROTOCOLS
 from twinbench.report import expert_training, plots, tables, text
 from twinbench.report.blocks import Block
 from twinbench.report.bootstrap import Draws
 from twinbench.report.notes import notes as explained
+from twinbench.report.section import Section
 
 TITLES = {
     "scores": "Normalized score by task",
@@ -33,53 +34,39 @@ def title(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Section:
-    """Tables and figures under one heading; ``figures`` holds the ``svg`` and ``png`` bytes of each."""
+class Beside:
+    """What is known beside the records.
 
-    heading: str
-    sentence: str  # under the heading
-    slug: str  # begins the names of its files
-    older: bool  # of a suite_id that is not the newest of its suite
-    tables: dict[str, pd.DataFrame]
-    notes: list[str]
-    figures: dict[str, dict[str, bytes]]
+    Attributes:
+        training: per suite_id how its experts were trained, where that is known.
+        draws: the resampled scores.
+        doubts: per run_id what its predictions say otherwise than its record.
+    """
 
-    def file(self, name: str) -> str:
-        """The stem of a table's or figure's files; the expert matrix is plainly ``experts`` where it is strict."""
-        return name if (name, self.slug) == ("experts", NORMALIZER) else f"{self.slug}_{name}"
+    training: Mapping[str, Mapping]
+    draws: Draws
+    doubts: Mapping[str, list[str]]
 
 
-def make(
-    found: list[Block],
-    training: Mapping[str, Mapping],
-    draws: Draws,
-    name: str,
-    reference: str,
-    *,
-    older: bool,
-    doubts: Mapping[str, list[str]],
-    where: str,
-) -> list[Section]:
+def make(found: list[Block], beside: Beside, name: str, reference: str, *, older: bool, where: str) -> list[Section]:
     """The sections of each suite_id: one per block, then its experts and its data.
 
     Args:
-        training: per suite_id how its experts were trained, where that is known.
         name: of the report.
         older: whether suite_ids other than the first block's are older versions, which are not drawn.
-        doubts: per run_id what its predictions say otherwise than its record.
         where: the setting ``results_dir=…`` of commands.
     """
     main, suites = found[0].suite_id, {block.suite for block in found}
     marks = plots.styles({row.method: row.role for block in found for row in block.rows}, _method(found, reference))
     sections = []
     for suite_id, group in groupby(found, lambda block: block.suite_id):
-        blocks, experts = list(group), training.get(suite_id) or {}
+        blocks, experts = list(group), beside.training.get(suite_id) or {}
         several, past = suite_id != main, suite_id != main and older
         for block in blocks:
-            made = tables.make(block, draws, reference)
+            made = tables.make(block, beside.draws, reference)
             mend = None if past else where
             table = made.get("normalized")
-            notes = [] if table is None else explained(block, table, reference, doubts=doubts, where=mend)
+            notes = [] if table is None else explained(block, table, reference, doubts=beside.doubts, where=mend)
             heading = (f"{block.suite}: " if len(suites) > 1 else "") + _heading(block, several)
             section = Section(heading, PROTOCOLS[block.protocol].sentence, _slug(block, several), past, made, notes, {})
             if not past:

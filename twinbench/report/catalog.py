@@ -1,0 +1,129 @@
+"""Every table of a report, once: what it is called, what it says, how its numbers are shown, and where it stands."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from twinbench.report.cells import differences, normalized, rounded
+
+LEADERBOARD, EXPERTS = "leaderboard.md", "experts.md"
+ONE = "{:.1f}".format
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as readers see it; its numbers at full precision come from `tables` or `expert_training`.
+
+    Attributes:
+        cells: turns the numbers into text.
+        files: the Markdown files that show it; the page shows every table.
+        latex: the LaTeX file that shows it, and its caption there.
+    """
+
+    name: str
+    title: str
+    caption: str
+    cells: Callable[[pd.DataFrame], pd.DataFrame]
+    files: tuple[str, ...] = (LEADERBOARD,)
+    latex: tuple[str, str] | None = None
+
+
+# In the order in which they stand. What a report computes beside them has a CSV file only.
+TABLES = (
+    Table(
+        "normalized",
+        "Normalized score (%)",
+        "In % of the individual expert's score, best average first. ± is the standard deviation over seeds. "
+        "Intervals and p: paired bootstrap over test examples, 1,000 resamples.",
+        normalized,
+        latex=("leaderboard.tex", "score in % of the individual expert's"),
+    ),
+    Table(
+        "raw",
+        "Raw score (points)",
+        "×100, in the metric named in the column.",
+        rounded(ONE),
+    ),
+    Table(
+        "shared",
+        "With a shared expert minus without (percentage points)",
+        "Normalized score of the row minus that of the row without a shared expert (shared.method=pretrained) "
+        "that is equal to it otherwise: the same router settings and bytes of exclusive parts. * marks a paired "
+        "95 % bootstrap interval over test examples without 0; the CSV has all intervals.",
+        differences,
+    ),
+    Table(
+        "storage",
+        "Storage (MB) and data needs",
+        "Bytes written / 10⁶. Exclusive parts stored dense take as much as an expert each, also where the "
+        "method's authors would store masks or factors; empty: the record is older than this column. Data needs: "
+        "what the method and its router read beside the experts' weights, apart from choosing hyperparameters.",
+        rounded(lambda value: f"{value / 1e6:.2f}"),
+    ),
+    Table(
+        "time",
+        "Time (s)",
+        "Merging and router training (reading its training rows included): once; empty where a record is older "
+        "than the measurement. Routing and evaluation: the sum over all tasks and splits scored. Per 1000 rows: "
+        "routing and evaluation together, over the rows of those splits.",
+        rounded("{:.2f}".format),
+    ),
+    Table(
+        "router",
+        "Router accuracy (%)",
+        "Share of a task's test rows whose largest router weight is on the task's own expert.",
+        rounded(ONE),
+    ),
+    Table(
+        "experts",
+        "Each expert on each task (points)",
+        "×100. Row: the one expert used. Column: the task. The diagonal is each expert on its own task.",
+        rounded(ONE),
+        (EXPERTS,),
+    ),
+    Table(
+        "published",
+        "Published scores (normalized, %)",
+        "As others published them, with their checkpoints and evaluation sets. Ours: the average of our row of "
+        "that name. Difference: ours - theirs, only where base and experts are the same.",
+        rounded(ONE),
+    ),
+    Table(
+        "failed",
+        "Failed runs",
+        "These ended in an error and have no result.",
+        rounded(str),
+    ),
+    Table(
+        "training",
+        "How the experts were trained",
+        "AdamW from the base model, linear warm-up (a fraction of the steps), linear decay to 0. Rows: those "
+        "trained on. Frozen: parameters that stay the base's, by how their names begin.",
+        rounded(lambda value: f"{value:.0f}" if value == int(value) else f"{value:g}"),
+        (LEADERBOARD, EXPERTS),
+        latex=("experts.tex", "how each was trained"),
+    ),
+    Table(
+        "learned",
+        "Held-out score after each epoch (points)",
+        "×100, in the task's primary metric, on the held-out rows. The expert is what the last epoch leaves; no "
+        "epoch is chosen.",
+        rounded(ONE),
+        (LEADERBOARD, EXPERTS),
+    ),
+    Table(
+        "seconds",
+        "Training time (s)",
+        "Of one expert from the loaded base to the saved model, scoring after each epoch included.",
+        rounded("{:.0f}".format),
+        (LEADERBOARD, EXPERTS),
+    ),
+    Table(
+        "origins",
+        "Rows and where they come from",
+        "Rows per split. Experts are trained on train; validation is held out of the training data, for the "
+        "learning curves, the router and choices; scores are on test, and on what else is named.",
+        rounded("{:.0f}".format),
+    ),
+)

@@ -1,0 +1,86 @@
+"""DataFrames -> cells of text: numbers rounded, spreads and intervals beside their number, empty where missing."""
+
+from collections.abc import Callable
+
+import pandas as pd
+
+NAMES = ("method", "expert", "task")  # columns that name a row
+WORDS = (
+    "exclusive stored as",
+    "data needs",
+    "status",
+    "error",
+    "source",
+    "metric",
+    "frozen",
+    "computed in",
+    "device",
+    "origin",
+)
+PLAIN = (*NAMES, *WORDS)  # columns of text; the others are of numbers
+
+
+def rounded(digits: Callable[[float], str]) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """A function that shows a table column by column, its numbers as ``digits`` gives them."""
+
+    def shown(table: pd.DataFrame) -> pd.DataFrame:
+        cells = {}
+        for column in table.columns:
+            if column == "seeds":
+                cells |= _seeds(table)
+            elif not column.endswith("_std"):
+                cells[column] = _column(table, column, str if column in PLAIN else digits)
+        return pd.DataFrame(cells)
+
+    return shown
+
+
+def normalized(table: pd.DataFrame) -> pd.DataFrame:
+    """The normalized table, its bounds and its reference marked in their names."""
+    places = list(table.columns)
+    tasks = places[places.index("seeds") + 1 : places.index("average")]
+    marks = table["role"].where(~table["reference"], "reference")
+    labels = [f"{label} [{mark}]" if mark else label for label, mark in zip(table["method"], marks, strict=True)]
+    cells = {"#": _column(table, "rank", str), "method": labels}
+    cells |= _seeds(table) | {task: _column(table, task) for task in tasks}
+    cells["average"] = _column(table, "average")
+    cells["95 % interval"] = _ranges(table, "average", "{:.1f}")
+    cells["worst task"] = [
+        "" if pd.isna(score) else f"{score:.1f} {task}"
+        for score, task in zip(table["worst"], table["worst_task"], strict=True)
+    ]
+    cells["difference"] = _column(table, "difference", lambda value: f"{value:+.1f}")
+    cells["its 95 % interval"] = _ranges(table, "difference", "{:+.1f}")
+    cells["p"] = _column(table, "p", lambda value: f"{value:.3f}")
+    return pd.DataFrame(cells)
+
+
+def differences(table: pd.DataFrame) -> pd.DataFrame:
+    """Differences with their sign; * marks an interval without 0."""
+    cells = {"method": table["method"]}
+    for name in (column for column in table.columns if f"{column}_low" in table):
+        clear = (table[f"{name}_low"] > 0) | (table[f"{name}_high"] < 0)
+        cells[name] = [f"{value:+.1f}{'*' if star else ''}" for value, star in zip(table[name], clear, strict=True)]
+    cells["its 95 % interval"] = _ranges(table, "average", "{:+.1f}")
+    return pd.DataFrame(cells | {"p": _column(table, "p", lambda value: f"{value:.3f}")})
+
+
+def _seeds(table: pd.DataFrame) -> dict[str, list[str]]:
+    """The column of seed counts, where any row has several."""
+    several = "seeds" in table and (table["seeds"] > 1).any()
+    return {"seeds": _column(table, "seeds", str)} if several else {}
+
+
+def _column(table: pd.DataFrame, name: str, digits: Callable = "{:.1f}".format) -> list[str]:
+    spreads = table.get(f"{name}_std", pd.Series(float("nan"), table.index))
+    return [
+        "" if pd.isna(value) else digits(value) + ("" if pd.isna(spread) else f" ± {digits(spread)}")
+        for value, spread in zip(table[name], spreads, strict=True)
+    ]
+
+
+def _ranges(table: pd.DataFrame, name: str, digits: str) -> list[str]:
+    return [
+        "" if pd.isna(low) else f"{digits.format(low)} to {digits.format(high)}"
+        for low, high in zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
+    ]
