@@ -10,8 +10,9 @@ import sys
 import pandas as pd
 import pytest
 
+from twinbench.assets import sources
 from twinbench.records import store
-from twinbench.records.record import KINDS, LATER, MEASURED, completed, failure, finished, parsed
+from twinbench.records.record import KINDS, LATER, MEASURED, completed, failure, finished, is_local, parsed
 
 RUN = {"run_id": "a1", "suite": "toy", "suite_id": "s", "base": "b", "method": "ties", "params": {}, "router": None}
 RUN |= {"protocol": "strict", "seed": None, "split": "test", "versions": {}, "status": "ok", "error": None}
@@ -139,6 +140,14 @@ def test_the_router_of_an_older_record_took_no_time_where_it_had_none():
     (row,) = rows("now", 0.5)
     assert parsed(json.dumps(row), "here")["router_seconds"] == 0
     assert parsed(json.dumps(row | {"router_bytes": 8}), "here")["router_seconds"] is None
+
+
+def test_data_from_a_folder_of_this_machine_is_known_as_such(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "test.csv").write_text("text,label\n")
+    local = sources.origin({"path": str(tmp_path / "rows")})
+    assert is_local(local) and is_local(f"wheel local==1; {local}")
+    assert not is_local("wheel local==1") and not is_local("nyu-mll/local glue@bcd") and not is_local(None)
 
 
 def test_a_failed_run_is_a_record_without_a_number():

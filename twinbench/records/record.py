@@ -157,6 +157,11 @@ def completed(row: Mapping) -> Record:
     return whole
 
 
+def is_local(data: str | None) -> bool:
+    """Whether a record's ``data`` or a part of it comes from a folder of that machine: see `assets.sources.origin`."""
+    return any(part.startswith("local ") for part in (data or "").split("; "))
+
+
 def _parts(hint: object) -> tuple:
     """What a field may hold, of an annotation: types as JSON gives them, and texts that are legal as they are."""
     if get_origin(hint) is Literal:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from twinbench.assets.sources import LOCAL
+from twinbench.records.record import is_local
 from twinbench.report import plots
 from twinbench.report.blocks import Block
 
@@ -48,7 +48,7 @@ def origins(blocks: Sequence[Block], training: Mapping[str, Mapping]) -> pd.Data
 
 def origin_notes(table: pd.DataFrame) -> list[str]:
     """A sentence on the tasks whose rows were read from a local folder."""
-    local = [task for task, origin in zip(table["task"], table["origin"], strict=True) if f"{LOCAL} " in (origin or "")]
+    local = [task for task, origin in zip(table["task"], table["origin"], strict=True) if is_local(origin)]
     if not local:
         return []
     return [
