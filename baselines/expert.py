@@ -13,6 +13,8 @@ from twinbench.merging.merged import Merged
 from twinbench.system.mistakes import one_of
 from twinbench.weights.state_dict import StateDict
 
+ROLE = "one expert"  # of a report's rows
+
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, task: str) -> Merged:
     """Return the expert of ``task``.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from twinbench.merging.merged import Merged
 
+ROLE = "lower bound"  # of a report's rows
+
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Merged:
     """Return the base."""

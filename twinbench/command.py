@@ -5,23 +5,28 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from twinbench.plan import preflight
-from twinbench.plan.identity import origins
+from twinbench.plan.identity import expert_folder, hashed, origins
 from twinbench.plan.job import Job, changed_since
-from twinbench.plan.suite import generative
+from twinbench.plan.suite import own_experts, workload
 from twinbench.records import provenance, store
 from twinbench.records.record import failure, finished
 from twinbench.system import processes
 from twinbench.system.ending import interrupt_first
 from twinbench.system.errors import MISTAKES, one_line
 
+if TYPE_CHECKING:  # it imports torch
+    from twinbench.workbench import Workbench
+
 OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)  # for Hydra's own folder, see config.yaml
 
+_bench: "tuple[tuple, Workbench] | None" = None  # what it was opened for, and the workbench
 _told: set[str] = set()  # what this process has printed once for all its jobs
 
 
@@ -59,10 +64,10 @@ def main(cfg: DictConfig) -> Outcome:
 def run(cfg: DictConfig) -> Outcome:
     """Plan, skip or measure one configuration."""
     job = preflight.planned(cfg, HydraConfig.get().runtime.choices)
-    if job.config["plan"] and generative(job.config["suite"]):
-        from twinbench.plan import needs
-
-        for line in needs.lines(job.config["suite"]):
+    if job.config["plan"]:
+        suite = job.config["suite"]
+        folders = {name: expert_folder(suite, name) for name in own_experts(suite)}
+        for line in workload(suite).needs(suite, folders):
             tell_once(f"{job.suite} {line}", line, sys.stdout)
     rows = store.read(job.results_dir)
     kept = [row for row in rows if row["run_id"] == job.run_id and row["status"] == "ok"]
@@ -107,7 +112,10 @@ def record(job: Job) -> str:
     attempt = provenance.attempt(job)
     try:
         with interrupt_first():
-            rows, predictions = prepare.measured(job)
+            prepare.checked(job)
+            bench = shared_bench(job)
+            prepare.keep_training(job, bench.suite.tasks)
+            rows, predictions = prepare.measured(job, bench)
     except Exception as error:  # whatever went wrong with one configuration is its record, and the sweep goes on
         rows = [failure(attempt, f"{type(error).__name__}: {one_line(error)}")]
         store.write(job.results_dir, rows)
@@ -125,6 +133,23 @@ def record(job: Job) -> str:
     return "ok"
 
 
+def shared_bench(job: Job) -> "Workbench":
+    """The workbench of this process, opened anew for another suite or device.
+
+    Launchers call one function per job, so a variable of the module is all that two jobs of a process can share.
+    """
+    global _bench
+    from twinbench import prepare
+    from twinbench.system.memory import budget
+
+    config = job.config
+    asked = hashed(config["suite"]), config["device"], config["batch_size"], config["workbench_bytes"]
+    if _bench is None or _bench[0] != asked:
+        _bench = None  # its memory goes before the next one is opened
+        _bench = asked, prepare.workbench(job, budget(config["workbench_bytes"]))
+    return _bench[1]
+
+
 def track(rows: list[dict], job: Job) -> None:
     """Mirror the records of a run to Weights & Biases; the runs of a sweep form a group."""
     if job.config["wandb"]["mode"] != "disabled" and processes.rank() == 0:  # spares its imports
@@ -138,7 +163,7 @@ def publish(job: Job) -> None:
     """Export what was measured as a folder for plain transformers and PEFT."""
     from twinbench import prepare
 
-    prepare.exported(job, origins(job.config["suite"]), store.read(job.results_dir))
+    prepare.exported(job, shared_bench(job), origins(job.config["suite"]), store.read(job.results_dir))
     print(f"exported {job.run_id}  to {job.config['export']}", flush=True)
 
 

@@ -1,120 +1,170 @@
-"""From a job to the objects that it needs: data, experts, suite, method, router. And what is done with them."""
+"""From a job to the objects that it needs: data, experts, a suite on a workbench, a method and its router."""
 
 import functools
-import json
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
+import pandas as pd
 from hydra.utils import instantiate
 
-from twinbench import benchmark, suite
-from twinbench.assets.sources import cache_dir, fetch
+from twinbench import benchmark
+from twinbench.assets.sources import fetch
 from twinbench.merging.method import Method
-from twinbench.plan.identity import expert_folder
-from twinbench.plan.job import Job, Leaf
-from twinbench.plan.suite import generative, head, merged, own_experts, recipe
-from twinbench.prepared.basis import remembered
+from twinbench.plan.identity import expert_folder, hashed
+from twinbench.plan.job import Job
+from twinbench.plan.signature import NAMED
+from twinbench.plan.suite import merged, own_experts, recipe
+from twinbench.protocol import PROTOCOLS
 from twinbench.records import provenance, store
+from twinbench.routing.learned import Setting
+from twinbench.routing.recipe import Features, Recipe, Use
+from twinbench.suite import Suite, Task
 from twinbench.system import cached, processes
 from twinbench.system.device import picked
 from twinbench.system.memory import keep_freed
 from twinbench.system.mistakes import Mistake
-from twinbench.workloads.classification import data as task
-from twinbench.workloads.classification import finetune
-from twinbench.workloads.generation import data as language
-from twinbench.workloads.generation import finetune as instruct
+from twinbench.workbench import Workbench
 
 
-def measured(job: Job):
+def measured(job: Job, bench: Workbench) -> tuple[list[dict], pd.DataFrame]:
     """The rows and the predictions of a job, as `benchmark.run` gives them."""
-    return benchmark.run(*prepared(job), job.split)
+    return benchmark.run(bench, setting(job, bench), PROTOCOLS[job.protocol], job.split)
 
 
-def exported(job: Job, origins: Mapping[str, str], rows: list[dict]) -> None:
+def exported(job: Job, bench: Workbench, origins: Mapping[str, str], rows: list[dict]) -> None:
     """Write the job's merged model to the folder ``export``."""
     from twinbench.export.folder import export
 
-    export(Path(job.config["export"]), job, origins, rows, *prepared(job))
+    export(Path(job.config["export"]), job, bench, setting(job, bench), origins, rows)
 
 
-def prepared(job: Job) -> tuple:
-    """The arguments of `benchmark.run`."""
+def checked(job: Job) -> None:
+    """Find what is wrong with the job's numbers before anything is fetched or trained.
+
+    Raises:
+        ValueError: a hyperparameter is out of range.
+    """
+    router(job)
+    benchmark.validate(merged(job.config["suite"]), method(job, None))
+
+
+def workbench(job: Job, limit: int) -> Workbench:
+    """The job's suite, opened, on a workbench that remembers up to ``limit`` bytes."""
     from transformers.utils import logging
 
     keep_freed()
     logging.set_verbosity_error()  # a new head's missing weights are the point of fine-tuning, not a warning
     logging.disable_progress_bar()
     device = picked(job.config["device"])
-    router, made = instantiate(job.config["router"]), method(job.leaves, job, device)
-    benchmark.validate(merged(job.config["suite"]), made, router, job.protocol)
-    opened = open_suite(json.dumps(job.config["suite"]), device)
-    keep_training(job)
-    return opened, made, router, job.protocol, job.seed, device, job.config["batch_size"]
+    return Workbench(opened(job.config["suite"], device), device, job.config["batch_size"], limit)
 
 
-def method(leaves: Mapping[str, Leaf], job: Job, device: str, which: str = "method") -> Method:
-    """The method with its hyperparameters bound, and its shared expert's method if it has one."""
-    leaf, bound = leaves[which], {}
+def setting(job: Job, bench: Workbench) -> Setting:
+    """The job's method on the bench, and the router that it asks."""
+    protocol, asked = PROTOCOLS[job.protocol], None
+    if job.route in ("router", "top1") or not protocol.knows_task:
+        asked = router(job)
+    seed = job.seed if asked else None
+    return Setting(method(job, bench), job.route, asked, seed, protocol.gold_biases)
+
+
+def router(job: Job) -> Recipe | None:
+    """The router of the configuration; None where it has none, as the known task is the route."""
+    leaves = job.config["router"]
+    if leaves["model"] is None:
+        return None
+    return Recipe(Features(**leaves["features"]), instantiate(leaves["model"]), Use(**leaves["use"]))
+
+
+def method(job: Job, bench: Workbench | None, which: str = "method") -> Method:
+    """The job's method with its hyperparameters bound, and its shared expert's method if it has one.
+
+    Args:
+        bench: what prepared arguments are measured on; None: they give nothing, for a merge of models without tensors.
+    """
+    leaf, bound = job.leaves[which], {}
     if "seed" in leaf.takes.arguments:
         bound["seed"] = job.seed
-    if "basis" in leaf.takes.arguments:
-        bound["basis"] = remembered(cache_dir() / "factors", device)
+    for name in leaf.takes.arguments & NAMED:
+        make = importlib.import_module(f"twinbench.prepared.{name}").prepare
+        bound[name] = make(bench) if bench else _nothing
     merge = functools.partial(instantiate({"_target_": leaf.target, "_partial_": True, **leaf.values}), **bound)
-    shared = method(leaves, job, device, "shared") if "shared" in leaf.takes.arguments else None
-    values = {"_target_": leaf.target, **leaf.values} | ({"seed": job.seed} if leaf.draws else {})
-    values |= {"shared": shared.identity} if shared else {}
-    return Method(f"{leaf.name} {json.dumps(values, sort_keys=True)}", merge, leaf.takes.route, shared)
+    shared = method(job, bench, "shared") if "shared" in leaf.takes.arguments else None
+    key = hashed([leaf.target, leaf.values, job.seed if leaf.draws else None, shared.key if shared else None])
+    form = getattr(importlib.import_module(leaf.target.rpartition(".")[0]), "factored", None)
+    form = functools.partial(form, **leaf.values, **bound) if form else None
+    return Method(key, leaf.name, merge, leaf.takes.role, leaf.takes.route, shared, form)
 
 
-def keep_training(job: Job) -> None:
-    """Copy how the suite's experts were trained from the cache to the results, for their report."""
-    config = job.config["suite"]
-    if provenance.trained(config):
-        training = provenance.training(config, load_tasks(json.dumps(config)))
+def keep_training(job: Job, tasks: Mapping[str, Task] | None = None) -> None:
+    """Copy how the suite's experts were trained from the cache to the results, for their report.
+
+    Args:
+        tasks: of the suite, where they have been read.
+    """
+    suite = job.config["suite"]
+    if provenance.trained(suite):
+        training = provenance.training(suite, read(suite) if tasks is None else tasks)
         store.write_experts(job.results_dir, job.suite_id, training)
 
 
-@functools.lru_cache(maxsize=1)
-def load_tasks(suite_json: str):
-    """Fetch and read the data of a suite's tasks; once for a sweep."""
-    config, tasks = json.loads(suite_json), {}
-    causal = generative(config)
-    tokenizer = suite.open_tokenizer(fetch(config.get("tokenizer") or config["base"])) if causal else None
-    for name, spec in config["tasks"].items():
-        sources = {key: fetch(source) for key, source in spec["sources"].items()}
-        rest = {key: value for key, value in spec.items() if key not in ("sources", "data", "finetune")}
-        rest |= {"name": name, "limit": config.get("limit")}
-        if causal:
-            tasks[name] = language.load_task(tokenizer, sources, **rest)
-        else:
-            tasks[name] = task.load_task(instantiate(spec["data"]), sources, **rest)
+def opened(suite: Mapping, device: str) -> Suite:
+    """Fetch a suite's base, fine-tune or fetch its experts, and open them with its tasks."""
+    kind, tasks = workload(suite), read(suite)
+    base, words = fetch(suite["base"]), _words(suite)
+    if suite["checkpoints"] is not None:
+        folders = {name: fetch(suite["checkpoints"][name]) for name in own_experts(suite)}
+    else:
+        recipes = _recipes(suite)
+        folders = {
+            name: kind.finetune(base, tasks[name], how, expert_folder(suite, name), device, words)
+            for name, how in recipes.items()
+        }
+    return kind.open_suite(base, folders, tasks, kind.open_tokenizer(words), suite | {"merged": merged(suite)})
+
+
+def read(suite: Mapping) -> dict[str, Task]:
+    """Fetch and read the data of a suite's tasks."""
+    kind = workload(suite)
+    tokenizer, tasks = kind.open_tokenizer(_words(suite)), {}
+    for name, config in suite["tasks"].items():
+        sources = {key: fetch(source) for key, source in config["sources"].items()}
+        tasks[name] = kind.read(name, config, sources, tokenizer, suite["limit"])
     return tasks
 
 
-@functools.lru_cache(maxsize=1)
-def open_suite(suite_json: str, device: str):
-    """Fetch a suite's base, fine-tune or fetch its experts, and open them with its tasks; once for a sweep."""
-    config = json.loads(suite_json)
-    base, tasks = fetch(config["base"]), load_tasks(suite_json)
-    own = {name: config["tasks"][name] for name in own_experts(config)}
-    words = {"tokenizer_folder": fetch(config["tokenizer"])} if config.get("tokenizer") else {}
-    if config["checkpoints"] is not None:
-        folders = {name: fetch(config["checkpoints"][name]) for name in own}
-    else:
-        how = {name: recipe(config, spec) for name, spec in own.items()}
-        untrained = [name for name in how if cached.damaged(expert_folder(config, name))]
-        if untrained and processes.count() > 1:
-            raise Mistake(
-                f"suite {config['name']}: the experts {', '.join(untrained)} are not trained yet, or damaged, which "
-                "one process mends: start it once without the launcher"
-            )
-        trainer, listed = (instruct, "targets") if generative(config) else (finetune, "freeze")
-        recipes = {name: trainer.Recipe(**given | {listed: tuple(given[listed])}) for name, given in how.items()}
-        folders = {
-            name: trainer.finetune(base, tasks[name], recipe, expert_folder(config, name), device, **words)
-            for name, recipe in recipes.items()
-        }
-    opened, given = suite.open_suite, {"head": head(config)}
-    if generative(config):
-        opened, given = suite.open_causal_suite, {key: config[key] for key in ("factored", "dtype", "device_map")}
-    return opened(config["name"], base, folders, tasks, merged(config), **given, **words)
+def workload(suite: Mapping) -> ModuleType:
+    """The suite's kind of model: `twinbench.workloads.NAME.workload`."""
+    return importlib.import_module(f"twinbench.workloads.{suite['workload']}.workload")
+
+
+def _words(suite: Mapping) -> Path:
+    """The folder with the suite's tokenizer."""
+    return fetch(suite.get("tokenizer") or suite["base"])
+
+
+def _recipes(suite: Mapping) -> dict:
+    """Per task with an expert how that is fine-tuned.
+
+    Raises:
+        ValueError: some are not trained yet, and several processes would train each.
+    """
+    own = own_experts(suite)
+    untrained = [name for name in own if cached.damaged(expert_folder(suite, name))]
+    if untrained and processes.count() > 1:
+        raise Mistake(
+            f"suite {suite['name']}: the experts {', '.join(untrained)} are not trained yet, or damaged, which "
+            "one process mends: start it once without the launcher"
+        )
+    given = {name: recipe(suite, suite["tasks"][name]) for name in own}
+    lists_as_tuples = {
+        name: {key: tuple(value) if isinstance(value, list) else value for key, value in how.items()}
+        for name, how in given.items()
+    }
+    return {name: workload(suite).Recipe(**how) for name, how in lists_as_tuples.items()}
+
+
+def _nothing(*_) -> dict:
+    return {}

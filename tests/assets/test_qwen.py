@@ -295,7 +295,7 @@ def bench(folder: Path, *arguments: str):
 
 
 def test_the_suite_runs_whole_on_a_tiny_qwen_and_its_adapters(given, tmp_path):
-    done = bench(tmp_path, "-m", *given, "method=individual,twin_merging", "router.epochs=5")
+    done = bench(tmp_path, "-m", *given, "method=individual,twin_merging", "router.model.epochs=5")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 ok" in done.stdout and done.stdout.count("rewriting base as Qwen2, once") == 1
     rows = [json.loads(line) for file in (tmp_path / "results" / "records").iterdir() for line in file.open()]

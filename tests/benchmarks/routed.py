@@ -57,8 +57,8 @@ def measured(device: str, dtype: torch.dtype, repetitions: int) -> list[dict]:
     by_expert = weights["near"].argmax(1).argsort()
     with ExitStack() as stack:
         exact, adaptive = (copy.deepcopy(static) for _ in range(2))
-        exact_routes = stack.enter_context(attach(exact.roberta, exclusive))
-        adaptive_routes = stack.enter_context(attach(adaptive.roberta, exclusive, TOLERANCE))
+        exact_routes = stack.enter_context(attach(exact.roberta, Merged({}, exclusive)))
+        adaptive_routes = stack.enter_context(attach(adaptive.roberta, Merged({}, exclusive), TOLERANCE))
 
         def routed(model, routes, name: str, order: Tensor) -> Tensor:
             routes.weights = weights[name][order]

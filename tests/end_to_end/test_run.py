@@ -45,10 +45,10 @@ def primary(results, **wanted):
 
 def test_a_plan_tells_runs_apart_that_differ_in_their_router(bench, capsys):
     for layer in (1, 2):
-        bench("method=twin_merging", f"router.layer={layer}", "plan=true")
+        bench("method=twin_merging", f"router.features.layer={layer}", "plan=true")
     first, second = capsys.readouterr().out.splitlines()
     assert first.split(maxsplit=3)[3] == second.split(maxsplit=3)[3].replace("layer=2", "layer=1")
-    assert "router.layer=1" in first and "router.layer=2" in second
+    assert "router.features.layer=1" in first and "router.features.layer=2" in second
 
 
 def test_methods_of_one_name_and_other_code_do_not_share_a_merge(bench, monkeypatch):
@@ -211,7 +211,7 @@ def test_protocols(bench):
 
 def test_what_does_not_change_the_number_does_not_change_the_run(bench):
     assert bench("method=ties") == "ok"
-    for same in ("seed=7", "router=oracle", "device=cpu", "batch_size=3", "shared.scaling=0.9", "router.lr=1e-3"):
+    for same in ("seed=7", "router=oracle", "device=cpu", "batch_size=3", "shared.scaling=0.9", "router.model.lr=1e-3"):
         assert bench("method=ties", same) == "skipped", same
     for other in ("method.density=0.5", "protocol=paper", "method.scope=tensor"):
         assert bench("method=ties", other) == "ok", other
@@ -296,7 +296,7 @@ def test_mistakes_found_while_planning(bench, override, words):
     [
         (["method.rank_ratio=3"], r"rank_ratio must be in (0, 1], got 3"),
         (["method=ties", "method.density=2"], r"density must be in (0, 1], got 2"),
-        (["router.dropout=1.5"], "router.dropout must be in [0, 1), got 1.5"),
+        (["router.model.dropout=1.5"], "router.model.dropout must be in [0, 1), got 1.5"),
         (["router=oracle", "protocol=blind"], "choose router=mlp"),
         (["method=expert", "method.task=letter"], "did you mean 'letters'?"),
         (["device=cuda:9"], "no CUDA device"),

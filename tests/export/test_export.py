@@ -55,7 +55,7 @@ def logits_of(suite, task, state=None, merged=None, weights=None):
     model = classifier(suite, task, module)
     if weights is None:
         return forward(model, suite, task, "test", rows, batch_size=4)
-    with attach(module, merged.exclusive) as routes:
+    with attach(module, merged) as routes:
         return forward(model, suite, task, "test", rows, batch_size=4, routes=routes, weights=weights)
 
 
@@ -147,10 +147,10 @@ READS = {"mean": None, "segments": 1, "first": None, "last": None}  # a layer
 
 
 @pytest.mark.parametrize("pool", READS)
-@pytest.mark.parametrize("changes", [[], ["router.top_k=2"]])
+@pytest.mark.parametrize("changes", [[], ["router.use.top_k=2"]])
 def test_the_router_weighs_adapters_as_it_does_here(export, monkeypatch, changes, pool):
     pytest.importorskip("peft", reason="adapters are loaded back by PEFT")
-    reads = [f"router.pool={pool}", f"router.layer={READS[pool] or 'null'}"]
+    reads = [f"router.features.pool={pool}", f"router.features.layer={READS[pool] or 'null'}"]
     folder, (suite, merged, router) = export(*TWIN, *changes, *reads)
     _, block = readme_blocks(folder)
     for task in CLASSES:
@@ -209,9 +209,9 @@ def test_an_export_does_not_change_the_run_and_does_not_measure_it_again(export,
         (["method=individual"], "its experts are models already"),
         (["method=twin_merging", "method.compression=none", "method.rank_ratio=null"], "needs method.compression=svd"),
         (["method=average", "protocol=paper"], "every task's own biases"),
-        (["method=twin_merging", "router.source=base"], "router of the shared expert's hidden states"),
-        (["method=twin_merging", "router.characters=64"], "router of the shared expert's hidden states"),
-        (["method=twin_merging", "+router.minimum_risk=true"], "minimum_risk=false"),
+        (["method=twin_merging", "router.features.source=base"], "router of the shared expert's hidden states"),
+        (["method=twin_merging", "router.features.characters=64"], "router of the shared expert's hidden states"),
+        (["method=twin_merging", "+router.use.minimum_risk=true"], "minimum_risk=false"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_it_runs(export, overrides, words):

@@ -13,7 +13,7 @@ from baselines import expert as one_expert
 from support.language import generated, left_padded, log_likelihoods, prompts
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis
-from twinbench.merging.factored import coefficients, exclusive, linear, merge, separate, truncated, with_shared
+from twinbench.merging.factored import coefficients, exclusive, linear, merge, separate, truncated
 from twinbench.merging.merged import Merged, materialize, with_route
 from twinbench.routing.attach import attach
 from twinbench.weights.lora import read_adapter, read_factors
@@ -145,10 +145,10 @@ def test_the_base_and_factored_parts_generate_what_each_dense_merge_generates(fa
     adapters = {name: read_factors(folder) for name, folder in folders.items()}
     merged = merge(before, adapters, scaled(SCALING), rank / 32)
     assert merged.shared is before
-    with attach(model, merged.exclusive) as routes:
-        routes.weights = with_shared(WEIGHTS, 3)
+    with attach(model, merged) as routes:
+        routes.weights = WEIGHTS
         tokens, likelihoods = generated(model, batch), log_likelihoods(model, batch)
-        routes.weights = with_shared(torch.zeros_like(WEIGHTS), 3)
+        routes.weights = torch.zeros_like(WEIGHTS)
         shared_only = generated(model, batch)
     expected = torch.cat([generated(dense, row) for dense, row in zip(models, alone, strict=True)])
     assert torch.equal(tokens, expected)
@@ -184,8 +184,8 @@ def test_adapted_embeddings_are_merged_and_routed_as_factors(tmp_path, kind):
         torch.testing.assert_close(whole(**batch).logits, expert(**batch).logits, atol=1e-4, rtol=0)
     adapters = {name: read_factors(folder, base) for name, folder in folders.items()}
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in adapters["a"]} == {*targets}
-    with attach(model, merge(base, adapters, scaled(SCALING), 5 / 32).exclusive) as routes:
-        routes.weights = with_shared(WEIGHTS, 3)
+    with attach(model, merge(base, adapters, scaled(SCALING), 5 / 32)) as routes:
+        routes.weights = WEIGHTS
         found = model(**batch).logits
     for row, route in enumerate(WEIGHTS.tolist()):
         whole = copy.deepcopy(model)
@@ -310,11 +310,6 @@ def test_the_separate_dialect_depends_on_how_an_expert_is_written():
     assert (apart[0] - apart[1]).norm() > 0.3 * apart[0].norm()
 
 
-def test_weights_get_columns_of_ones():
-    found = with_shared(torch.tensor([[0.25, 0.75], [1, 0]]), 2)
-    assert found.tolist() == [[1, 1, 0.25, 0.75], [1, 1, 1, 0]]
-
-
 def test_coefficients_of_linear_methods_are_found_and_others_refused():
     tasks = ["a", "b", "c"]
     assert coefficients(scaled(0.3), tasks) == pytest.approx(dict.fromkeys(tasks, 0.3), abs=1e-5)
@@ -336,7 +331,7 @@ def test_coefficients_of_linear_methods_are_found_and_others_refused():
 def test_individual_experts_are_their_adapters():
     adapters = {t: {"w": factors(seed=seed)} for seed, t in enumerate("ab")}
     merged = merge({}, adapters, None, 1.0)
-    assert merged.exclusive == {"a, shared": {}, "b, shared": {}, **adapters}, "nothing is factored anew"
+    assert merged.exclusive == adapters and not any(merged.always), "nothing is factored anew"
     half = merge({}, adapters, None, 4 / 9).exclusive["a"]["w"]
     assert half is not adapters["a"]["w"]
     torch.testing.assert_close(dense(half), dense(adapters["a"]["w"]), atol=1e-5, rtol=0)
@@ -363,7 +358,6 @@ UNLIKE = ONE | {"b": {"w": factors(d_in=8)}}
         (lambda: separate(ONE, 0.5, 0, [1.0]), "rank must be at least 1, got 0"),
         (lambda: separate(ONE | {"b": {}}, 1.0, 1, [0.5, 0.5]), "missing: w of b"),
         (lambda: separate(ONE | {"b": {"w": factors(rank=2)}}, 1.0, 1, [0.5, 0.5]), "w differs in shape: a"),
-        (lambda: with_shared(torch.ones(3), 2), r"weights must be \(samples, experts\), got \(3,\)"),
     ],
 )
 def test_bad_input_is_named(call, words):

@@ -191,7 +191,7 @@ def test_a_tasks_own_recipe_counts_where_it_is_written_or_not():
 
 def test_what_is_left_out_is_its_default():
     for overrides, defaults in (
-        ([], {"router.balanced": False, "router.minimum_risk": False, "suite.finetune.bf16": False}),
+        ([], {"router.model.balanced": False, "router.use.minimum_risk": False, "suite.finetune.bf16": False}),
         ([], {"suite.tasks.sst2.head": None, "suite.dtype": "bfloat16", "suite.factored": True}),
         (["suite=glue_minilm"], {"suite.tasks.rte.data.label": "label", "suite.tasks.rte.data.also": []}),
         (["suite=generative_smollm"], {"suite.tokenizer": None}),
@@ -253,7 +253,7 @@ def test_ids_stay_what_they_are():
 
 
 def test_no_name_of_a_router_and_no_place_of_a_module_counts(tmp_path, monkeypatch):
-    assert planned("router=adaptive").run_id == planned("router.tolerance=1e-3").run_id != planned().run_id
+    assert planned("router=adaptive").run_id == planned("router.use.tolerance=1e-3").run_id != planned().run_id
     config, names = read("router=oracle")
     told = job(config, names | {"router": "mine"})
     assert told == planned("router=oracle") and told.router["name"] == "oracle" and told.seed is None

@@ -76,8 +76,8 @@ def test_a_refused_export_does_not_send_to_a_command_that_refuses_too(tmp_path):
         ("method=individual", "method=individual has nothing to export"),
         ("method=smile", "method=smile gives each linear layer experts of its own, and no command writes these"),
         ("router=risk", "minimum_risk=false"),
-        ("router.source=base", "a router of the shared expert's hidden states"),
-        ("router.characters=64", "a router of the shared expert's hidden states"),
+        ("router.features.source=base", "a router of the shared expert's hidden states"),
+        ("router.features.characters=64", "a router of the shared expert's hidden states"),
         ("method.compression=none method.rank_ratio=null", "method.compression=svd, got none"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from twinbench.merging.merged import Merged
 from twinbench.routing.attach import attach
 from twinbench.weights.parts import LowRank
 
@@ -184,7 +185,7 @@ def tried(case: Case) -> Outcome:
     expected, static = torch.cat(expected)[mask], model(**batch).logits[mask]
     found = []
     try:
-        with attach(backbone, {str(t): expert for t, expert in enumerate(parts)}) as routes:
+        with attach(backbone, Merged({}, {str(t): expert for t, expert in enumerate(parts)})) as routes:
             for size in (4, 2, 1):
                 pieces = []
                 for start in range(0, 4, size):

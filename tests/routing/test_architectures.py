@@ -5,6 +5,7 @@ import pytest
 import torch
 from architectures import EXPERTS, TABLE, TOLERANCE, WEIGHTS, Case, built, experts_of, load, random_batch, tried
 
+from twinbench.merging.merged import Merged
 from twinbench.routing.attach import attach
 
 
@@ -38,7 +39,7 @@ def test_every_routed_row_writes_what_its_dense_merge_does(name):
         load(backbone, shared, parts, weights)
         expected.append(model.generate(**{k: v[row : row + 1] for k, v in batch.items()}, **settings))
     load(backbone, shared, parts, [0.0] * EXPERTS)
-    with attach(backbone, {str(t): expert for t, expert in enumerate(parts)}) as routes:
+    with attach(backbone, Merged({}, {str(t): expert for t, expert in enumerate(parts)})) as routes:
         routes.weights = WEIGHTS
         got = model.generate(**batch, **settings)
     assert torch.equal(got, torch.cat(expected))

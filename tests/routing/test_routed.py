@@ -44,8 +44,9 @@ def per_sample_dense(model, batch, merged: Merged, weights, backbone=None):
     rows = []
     for row, route in enumerate(weights):
         state = {name: tensor.clone() for name, tensor in merged.shared.items()}
-        for weight, expert in zip(route, merged.exclusive.values(), strict=True):
-            for name, part in expert.items():
+        always = [(1.0, parts) for parts in merged.always]
+        for weight, parts in [*always, *zip(route, merged.exclusive.values(), strict=True)]:
+            for name, part in parts.items():
                 state[name] += weight * dense(part)
         (backbone or model.bert).load_state_dict(state)
         length = int(batch["attention_mask"][row].sum())
@@ -66,7 +67,7 @@ def test_mixed_batch_equals_per_sample_dense_merge(family, parts, compression, r
     expected = per_sample_dense(model, batch, merged, WEIGHTS)
     model.bert.load_state_dict(shared)
     static = model(**batch).logits
-    with attach(model.bert, merged.exclusive) as routes:
+    with attach(model.bert, merged) as routes:
         routes.weights = WEIGHTS
         got = model(**batch).logits
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
@@ -93,7 +94,7 @@ def test_experts_of_different_kinds_and_ranks_share_a_batch(family, parts, order
     model, batch = model_and_batch(family)
     expected = per_sample_dense(model, batch, merged, weights)
     model.bert.load_state_dict(shared)
-    with attach(model.bert, merged.exclusive) as routes:
+    with attach(model.bert, merged) as routes:
         routes.weights = weights
         torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
 
@@ -113,7 +114,7 @@ def test_a_tolerance_drops_what_is_below_it_and_nothing_else(family, parts):
     model.bert.load_state_dict(shared)
 
     def logits(weights, tolerance):
-        with attach(model.bert, matrices, tolerance) as routes:
+        with attach(model.bert, Merged(shared, matrices), tolerance) as routes:
             routes.weights = weights
             return model(**batch).logits
 
@@ -140,7 +141,7 @@ def test_blocks_take_each_weight_once_and_leave_out_no_more_than_the_bound(seed)
     generator = torch.Generator().manual_seed(seed)
     weights = (6 * torch.randn(12, 5, generator=generator)).softmax(1)
     tolerance = 0.02
-    with attach(nn.Linear(3, 2), {t: {} for t in range(5)}, tolerance) as routes:
+    with attach(nn.Linear(3, 2), Merged({}, {t: {} for t in range(5)}), tolerance) as routes:
         routes.weights = weights
         times, added = taken_by(routes)
         assert times.max() == 1 and torch.equal(added, weights * times)
@@ -149,7 +150,7 @@ def test_blocks_take_each_weight_once_and_leave_out_no_more_than_the_bound(seed)
 
 
 def test_a_block_serves_experts_of_equally_many_samples():
-    with attach(nn.Linear(3, 2), {t: {} for t in range(5)}, 0.02) as routes:
+    with attach(nn.Linear(3, 2), Merged({}, {t: {} for t in range(5)}), 0.02) as routes:
 
         def blocks(weights):
             routes.weights = weights
@@ -220,7 +221,7 @@ TWO = torch.tensor([[1, 0], [0.3, 0.7], [0, 1], [0.9, 0.1]])
 def test_norm_layers(norm, tolerance):
     net, exclusive, ids = net_and_parts(norm())
     expected = alone(net, exclusive, TWO, ids)
-    with attach(net, exclusive, tolerance) as routes:
+    with attach(net, Merged({}, exclusive), tolerance) as routes:
         routes.weights = TWO
         torch.testing.assert_close(net(ids), expected, atol=1e-4, rtol=1e-4)
 
@@ -233,7 +234,7 @@ def test_position_ids_given_once_serve_a_batch_that_repeats_its_samples(family, 
     model, batch = model_and_batch(family)
     model.bert.load_state_dict(shared)
     positions = torch.arange(batch["input_ids"].shape[1])[None]
-    with attach(model.bert, exclusive) as routes:
+    with attach(model.bert, Merged({}, exclusive)) as routes:
         routes.weights = WEIGHTS
         once = model(**batch).logits
         repeated = {key: value.repeat_interleave(2, 0) for key, value in batch.items()}
@@ -243,7 +244,7 @@ def test_position_ids_given_once_serve_a_batch_that_repeats_its_samples(family, 
 
 def test_a_batch_may_repeat_its_samples_but_must_fit_them():
     net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         routes.weights = TWO
         once = net(ids)
         torch.testing.assert_close(net(ids.repeat_interleave(3, 0)), once.repeat_interleave(3, 0))
@@ -259,7 +260,7 @@ def test_half_precision_stays_near_single(dtype):
     net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
     expected = alone(net, exclusive, TWO, ids)
     net, exclusive, ids = net_and_parts(nn.LayerNorm(8), dtype)
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         routes.weights = TWO
         got = net(ids)
     assert got.dtype == dtype
@@ -270,7 +271,7 @@ def test_autocast_stays_near_single_and_gradients_pass():
     net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
     expected = alone(net, exclusive, TWO, ids)
     net.requires_grad_(True)
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         routes.weights = TWO
         with torch.autocast("cpu", torch.bfloat16):
             got = net(ids)
@@ -319,7 +320,7 @@ def test_layers_of_other_kinds(changes):
         setattr(net, name, module.requires_grad_(False))
     exclusive = {t: {n: 0.5 * torch.randn(p.shape) for n, p in net.named_parameters()} for t in "ab"}
     expected = alone(net, exclusive, TWO, ids)
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         routes.weights = TWO
         torch.testing.assert_close(net(ids), expected, atol=1e-4, rtol=1e-4)
     assert not any("forward" in module.__dict__ for module in net.modules())
@@ -343,7 +344,7 @@ def test_a_weight_that_is_read_elsewhere_and_a_sequence_first_layout():
     net = Reader().eval().requires_grad_(False)
     exclusive, ids = random_parts(net, (2, 3), 0.5), torch.randint(9, (4, 6))
     expected = alone(net, exclusive, TWO, ids)
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         for rows in ([0, 1, 2, 3], [0, 1], [3]):
             routes.weights = TWO[rows]
             torch.testing.assert_close(net(ids[rows]), expected[rows], atol=1e-4, rtol=1e-4)
@@ -376,7 +377,7 @@ def test_a_weight_keeps_its_parts_however_it_is_given(kind):
     net = kind(nn.LayerNorm(8)).eval().requires_grad_(False)
     exclusive, ids = random_parts(net, (2, 3), 0.5), torch.randint(9, (4, 6))
     expected = alone(net, exclusive, TWO, ids)
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         routes.weights = TWO
         torch.testing.assert_close(net(ids), expected, atol=1e-4, rtol=1e-4)
 
@@ -420,7 +421,7 @@ def test_what_would_be_silently_wrong_is_refused(kind):
         if isinstance(net, Hidden)
         else r"does not support (Mixed|Spread): .* differ from the dense merge by"
     )
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         routes.weights = TWO
         with pytest.raises(ValueError, match=match):
             net(torch.randint(9, (4, 6)))
@@ -451,7 +452,7 @@ def test_tokens_that_a_model_picks_never_take_the_route_of_another_sample(first)
     exclusive, two = random_parts(net, (2, 3), 0.5), torch.eye(2)
     batches = [torch.tensor(ids) for ids in (first, [[0, 2, 4, 1], [1, 3, 5, 0]])]
     expected = [alone(net, exclusive, two, ids) for ids in batches]
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         for ids, wanted in zip(batches, expected, strict=True):
             routes.weights = two
             try:
@@ -483,7 +484,7 @@ def test_a_cache_is_not_cut_into_routes():
     net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
     net.__class__ = Cached
     exclusive = {t: {"up.weight": parts["up.weight"]} for t, parts in exclusive.items()}
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         routes.weights = TWO
         with pytest.raises(ValueError, match=r"Cached.* batch_size=1"):
             net(ids, DynamicCache())
@@ -492,7 +493,7 @@ def test_a_cache_is_not_cut_into_routes():
 
 
 def test_weights_below_zero_are_kept_and_others_replace_them_on_every_device():
-    with attach(nn.Linear(3, 2), {t: {} for t in range(2)}, 1e-3) as routes:
+    with attach(nn.Linear(3, 2), Merged({}, {t: {} for t in range(2)}), 1e-3) as routes:
         for weights in (torch.tensor([[-0.5, 1.5]]), torch.tensor([[2.0, 1e-4], [0.0, -3.0]])):
             routes.weights = weights
             _, added = taken_by(routes)
@@ -507,7 +508,7 @@ def test_weights_below_zero_are_kept_and_others_replace_them_on_every_device():
 def test_a_module_of_the_model_may_run_alone_with_one_route():
     net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
     expected = (net.embed.weight + dense(exclusive["1"]["embed.weight"]))[ids]
-    with attach(net, exclusive) as routes:
+    with attach(net, Merged({}, exclusive)) as routes:
         routes.weights = torch.tensor([[0.0, 1.0]])
         torch.testing.assert_close(net.embed(ids), expected)
         routes.weights = TWO
@@ -518,7 +519,7 @@ def test_a_module_of_the_model_may_run_alone_with_one_route():
 def test_no_weights_are_an_error():
     net, exclusive, ids = net_and_parts(nn.LayerNorm(8))
     shared = net.embed(ids)
-    with attach(net, exclusive):
+    with attach(net, Merged({}, exclusive)):
         assert torch.equal(net.embed(ids), shared), "outside of a forward the parameters are the shared ones"
         with pytest.raises(ValueError, match="not set"):
             net(ids)
@@ -534,8 +535,31 @@ def test_no_weights_are_an_error():
 )
 def test_parts_without_a_place_and_tolerances_out_of_range_are_refused(parts, tolerance, match):
     model = nn.ModuleDict({"0": nn.Linear(2, 2)})
-    with pytest.raises(ValueError, match=match), attach(model, {"t": parts}, tolerance):
+    with pytest.raises(ValueError, match=match), attach(model, Merged({}, {"t": parts}), tolerance):
         pass
+
+
+@torch.inference_mode()
+def test_parts_for_every_input_are_added_beside_the_routed_ones(family, parts):
+    base, experts, shared = parts
+    settings = {"compression": "svd", "rank_ratio": 0.2, "density": None, "seed": 0, "basis": basis}
+    low = materialize(twin_merging.merge(base, experts, shared=shared, **settings)).exclusive
+    names = list(low)
+    merged = Merged(shared, {t: low[t] for t in names[:2]}, always=(low[names[2]], {}))
+    model, batch = model_and_batch(family)
+    routed = WEIGHTS[:, :2]
+    expected = per_sample_dense(model, batch, merged, routed)
+    nothing = per_sample_dense(model, batch, Merged(shared, always=merged.always), torch.zeros(len(routed), 0))
+    model.bert.load_state_dict(shared)
+    with attach(model.bert, merged, 1e-6) as routes:
+        routes.weights = routed
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
+        assert routes.weights[:, :2].eq(1).all() and torch.equal(routes.weights[:, 2:], routed)
+        with pytest.raises(ValueError, match=r"weights must be \(samples, 2 experts\), got \(5, 4\)"):
+            routes.weights = torch.ones(5, 4)
+    with attach(model.bert, Merged({}, always=merged.always)) as routes:
+        routes.weights = torch.zeros(1, 0)  # one row for all samples
+        torch.testing.assert_close(model(**batch).logits, nothing, atol=1e-5, rtol=0)
 
 
 def mpnet_and_merged() -> tuple[nn.Module, Merged]:
@@ -558,7 +582,7 @@ def test_every_sample_has_its_own_attention_bias_in_mpnet(tolerance):
     static = model(**batch).logits
     only_bias = {t: {n: p for n, p in parts.items() if "relative" in n} for t, parts in merged.exclusive.items()}
     for exclusive in (merged.exclusive, only_bias):
-        with attach(model.mpnet, exclusive, tolerance) as routes:
+        with attach(model.mpnet, Merged({}, exclusive), tolerance) as routes:
             routes.weights = WEIGHTS
             got = model(**batch).logits
             repeated = model(**{key: value.repeat_interleave(2, 0) for key, value in batch.items()}).logits

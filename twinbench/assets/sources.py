@@ -273,3 +273,14 @@ def _hub_patterns(source: Mapping) -> list[str]:
     if folder.endswith(HUB_SUFFIXES):
         return patterns or [folder]
     return patterns or [f"{folder}/*{suffix}" if folder else f"*{suffix}" for suffix in HUB_SUFFIXES]
+
+
+def by_content(value: object) -> object:
+    """Values of a configuration, with the content of a file in place of its path."""
+    if isinstance(value, Mapping):
+        return {key: by_content(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [by_content(item) for item in value]
+    if isinstance(value, str) and re.search(r"[/.\\]", value) and os.path.isfile(os.path.expanduser(value)):
+        return {"file": fingerprint({"path": value})}
+    return value

@@ -1,11 +1,10 @@
 """The README.md of an exported model: what it is, how it scored, and how to load it in a few lines."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
-import torch
 from torch import Tensor
 
 from twinbench.merging.merged import Merged, with_route
@@ -13,11 +12,13 @@ from twinbench.plan.job import Job
 from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.records import store
 from twinbench.records.record import UPPER
-from twinbench.routing.features import forward
 from twinbench.routing.router import Router
-from twinbench.suite import Suite, backbone, classifier, load
-from twinbench.tasks.metrics import score
+from twinbench.suite import Suite
+from twinbench.tasks.metrics import predictions, score
 from twinbench.weights.parts import LowRank
+from twinbench.workbench import Workbench
+from twinbench.workloads.classification.open import classifier
+from twinbench.workloads.classification.score import forward
 
 EFFECT_ROWS = 128  # test rows per task on which the effect of the vectors is measured
 
@@ -55,11 +56,7 @@ def render(
 
 
 def vector_effect(
-    suite: Suite,
-    merged: Merged,
-    halves: Mapping[str, tuple[Mapping[str, LowRank], Mapping[str, Tensor]]],
-    device: str,
-    batch_size: int,
+    bench: Workbench, merged: Merged, halves: Mapping[str, tuple[Mapping[str, LowRank], Mapping[str, Tensor]]]
 ) -> list[dict]:
     """What is lost where only the LoRA adapters are used, with the known task's own expert.
 
@@ -69,27 +66,21 @@ def vector_effect(
     Returns:
         Per task: its metric on its first test rows, whole and without the vectors, and the largest change of a logit.
     """
-    bare = Merged(merged.shared, {expert: low for expert, (low, _) in halves.items()})
-    module, lines = backbone(suite, device), []
-    for name, task in suite.tasks.items():
+    bare, lines = Merged(merged.shared, {expert: low for expert, (low, _) in halves.items()}), []
+    for name, task in bench.suite.tasks.items():
         rows = list(range(min(EFFECT_ROWS, len(task.splits["test"]))))
         route = [float(expert == name) for expert in merged.exclusive]
         logits = []
         for model in (merged, bare):
-            load(module, with_route(model, route))
-            head = classifier(suite, name, module)
-            logits.append(forward(head, suite, name, "test", rows, batch_size=batch_size))
-        labels = task.labels("test")[rows]
-        whole, alone = (score(task.metrics[0], labels, _predicted(found, task.classes)) for found in logits)
+            with bench.holding(with_route(model, route)) as module:
+                logits.append(forward(bench, classifier(bench.suite, name, module), name, "test", rows))
+        labels, classes = task.labels("test")[rows], task.classes is not None
+        whole, alone = (score(task.metrics[0], labels, predictions(found.numpy(), classes)) for found in logits)
         change = (logits[0] - logits[1]).abs().max().item()
         lines.append(
             {"task": name, "n": len(rows), "metric": task.metrics[0], "whole": whole, "alone": alone, "change": change}
         )
     return lines
-
-
-def _predicted(logits: Tensor, classes: Sequence[str] | None):
-    return (logits.argmax(1) if classes else logits[:, 0]).to(torch.float64).numpy()
 
 
 def _scores(job: Job, rows: list[dict]) -> list[dict]:

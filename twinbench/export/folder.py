@@ -26,14 +26,16 @@ from transformers import PreTrainedModel
 from twinbench import benchmark
 from twinbench.export import card
 from twinbench.export.lora import lora, split
-from twinbench.merging.method import Method
 from twinbench.plan.job import Job
-from twinbench.routing.router import Mlp, Oracle, Router
-from twinbench.suite import Suite, backbone, classifier
+from twinbench.routing.learned import Setting
+from twinbench.routing.recipe import Recipe
+from twinbench.routing.router import Router
+from twinbench.suite import Suite, Task
 from twinbench.system.files import new_folder
 from twinbench.weights.pretrained import copy_tokenizer
 from twinbench.weights.write import DTYPES, write_weights
-from twinbench.workloads.classification.data import Task
+from twinbench.workbench import Workbench
+from twinbench.workloads.classification.open import classifier
 
 SHARED, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 POOLED = {
@@ -45,19 +47,9 @@ POOLED = {
 
 
 def export(
-    folder: Path,
-    job: Job,
-    origins: Mapping[str, str],
-    rows: list[dict],
-    suite: Suite,
-    method: Method,
-    router: Mlp | Oracle,
-    protocol: str,
-    seed: int,
-    device: str,
-    batch_size: int,
+    folder: Path, job: Job, bench: Workbench, setting: Setting, origins: Mapping[str, str], rows: list[dict]
 ) -> None:
-    """Write what `benchmark.run` measures with the same last seven arguments.
+    """Write what `benchmark.run` measures on the same bench with the same setting.
 
     Args:
         folder: new, or empty.
@@ -69,11 +61,11 @@ def export(
         ValueError: an exclusive part fits no LoRA adapter.
         OSError: the folder cannot be written; nothing is left of it.
     """
-    merged, learned = benchmark.built(suite, method, router, protocol, seed, device, batch_size)
+    merged, learned = benchmark.built(bench, setting)
+    suite, module = bench.suite, bench.module
     halves = {expert: split(parts, expert) for expert, parts in merged.exclusive.items()}
-    module = backbone(suite, device)
     adapters = {expert: lora(low, module) for expert, (low, _) in halves.items()}
-    effect = card.vector_effect(suite, merged, halves, device, batch_size) if halves else []
+    effect = card.vector_effect(bench, merged, halves) if halves else []
     with new_folder(folder) as part:
         models = {task: classifier(suite, task, module) for task in suite.tasks}
         files = _write_shared(part, suite, merged.shared, next(iter(models.values())))
@@ -86,8 +78,8 @@ def export(
             _save(home / "adapter_model.safetensors", tensors)
             _save(home / "vectors.safetensors", halves[expert][1])
         if learned:
-            _write_json(part / "router.json", _describe(learned, router, list(suite.experts)))
-            _save(part / "router.safetensors", learned.logits.state_dict())
+            _write_json(part / "router.json", _describe(learned, setting.router, list(suite.experts)))
+            _save(part / "router.safetensors", learned.model.logits.state_dict())
         text = card.render(job, suite, origins, rows, learned, effect)
         (part / "README.md").write_text(text, encoding="utf-8")
 
@@ -134,7 +126,7 @@ def _config(model: nn.Module, config, state: Mapping[str, Tensor]):
     return config
 
 
-def _describe(router: Router, recipe: Mlp, experts: list[str]) -> dict:
+def _describe(router: Router, recipe: Recipe, experts: list[str]) -> dict:
     """What builds the router in plain torch: its ``layers`` are classes of ``torch.nn`` and their arguments."""
     sizes = {
         nn.Linear: lambda layer: [layer.in_features, layer.out_features],
@@ -142,9 +134,11 @@ def _describe(router: Router, recipe: Mlp, experts: list[str]) -> dict:
         nn.LeakyReLU: lambda layer: [layer.negative_slope],
         nn.Dropout: lambda layer: [layer.p],
     }
-    layers = [[type(layer).__name__, *sizes[type(layer)](layer)] for layer in router.logits]
-    which = "last hidden states" if recipe.layer is None else f"hidden states after layer {recipe.layer}"
-    features = f"{POOLED[recipe.pool]}, of the shared model's {which}"
+    layers = [[type(layer).__name__, *sizes[type(layer)](layer)] for layer in router.model.logits]
+    which = (
+        "last hidden states" if recipe.features.layer is None else f"hidden states after layer {recipe.features.layer}"
+    )
+    features = f"{POOLED[recipe.features.pool]}, of the shared model's {which}"
     return {"experts": experts, "features": features, "layers": layers, "softmax": True, "top_k": router.top_k}
 
 

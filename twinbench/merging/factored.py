@@ -4,11 +4,8 @@ Expert t adapts a matrix by tau_t = s_t B_t A_t (`weights.lora.read_factors`). A
 of factors side by side, so Task Arithmetic's shared difference, lambda sum_t tau_t, and what a task has beyond it,
 tau_t - shared, are exact; what Twin-Merging keeps of the latter (arXiv 2406.15479, Eq. 3) is an exact truncated SVD.
 
-Served by `routing.attach` on the base model, each adapter's share of the shared difference is one more part,
-whose weight is always 1 (apart, they are no wider than the others, to whose rank `attach` fills up):
-
-    with attach(base, merge(base, adapters, method).exclusive) as routes:
-        routes.weights = with_shared(weights, len(adapters))
+The shared difference is kept as each adapter's share of it, in `Merged.always`: apart, they are no wider than the
+exclusive parts, to whose rank `routing.attach` fills up.
 """
 
 import math
@@ -28,36 +25,41 @@ PROBED = (32, 16)  # shape of the random models that tell whether a method is li
 Factors = Mapping[str, LowRank]  # by parameter name of the base; a name without factors is not changed
 
 
-def merge(
-    base: Mapping[str, Tensor],
-    adapters: Mapping[str, Factors],
-    static: Callable[..., Merged] | None,
-    rank_ratio: float | None,
-) -> Merged:
-    """Merge LoRA experts as a method does, in factored form.
-
-    Args:
-        static: the method that makes the shared difference, or is the whole method; None: there is none (individual).
-        rank_ratio: of Twin-Merging's exclusive parts, the kept fraction of min(d_out, d_in) singular values; 1 keeps
-            all; None: the method has no exclusive parts.
+def static(method: Callable[..., Merged], base: Mapping[str, Tensor], adapters: Mapping[str, Factors]) -> Merged:
+    """Merge LoRA experts by a static method that is linear in them, in factored form.
 
     Returns:
-        The base as the shared part, and as exclusive ones each adapter's share of the shared difference, where there is
-        one, before those of the experts; for weights by `with_shared`.
+        The base as the shared part, and each adapter's share of the shared difference as what is always added.
 
     Raises:
-        ValueError: the method is not linear in the experts, or factors are not finite or differ in shape.
+        ValueError: the method is not linear in the experts.
     """
-    found = coefficients(static, list(adapters)) if static else dict.fromkeys(adapters, 0.0)
-    shares = {
-        f"{t}, shared": {name: LowRank(found[t] * part.left, part.right) for name, part in parts.items() if found[t]}
+    found = coefficients(method, list(adapters))
+    shares = [
+        {name: LowRank(found[t] * part.left, part.right) for name, part in parts.items() if found[t]}
         for t, parts in adapters.items()
+    ]
+    return Merged(base, always=tuple(share for share in shares if share))
+
+
+def whole(base: Mapping[str, Tensor], adapters: Mapping[str, Factors]) -> Merged:
+    """Every adapter as it is, exclusive to its expert."""
+    return Merged(base, {t: dict(parts) for t, parts in adapters.items()})
+
+
+def beyond(adapters: Mapping[str, Factors], shared: Merged, rank_ratio: float) -> Merged:
+    """Twin-Merging of LoRA experts: what each has beyond the shared expert, compressed (`exclusive`).
+
+    Args:
+        shared: the shared expert, as `static` gives it.
+    """
+    if not shared.always and rank_ratio == 1:  # the adapters themselves
+        return whole(shared.shared, adapters)
+    difference = {
+        name: _sum(name, {str(at): (1.0, parts[name]) for at, parts in enumerate(shared.always) if name in parts})
+        for name in _names(shared.always)
     }
-    beyond = {}
-    if rank_ratio is not None:
-        whole = rank_ratio == 1 and not any(found.values())  # the adapters themselves
-        beyond = adapters if whole else exclusive(adapters, linear(adapters, found), rank_ratio)
-    return Merged(base, shares | {t: dict(parts) for t, parts in beyond.items()})
+    return Merged(shared.shared, exclusive(adapters, difference, rank_ratio), shared.always)
 
 
 def coefficients(static: Callable[..., Merged], experts: Sequence[str]) -> dict[str, float]:
@@ -186,17 +188,6 @@ def separate(
         _check_shapes(name, {t: (tuple(part.left.shape), tuple(part.right.shape)) for t, part in parts.items()})
         merged[name] = LowRank(*(route(list(side)) for side in zip(*parts.values(), strict=True)))
     return merged
-
-
-def with_shared(weights: Tensor, experts: int) -> Tensor:
-    """Router weights with leading ones for the shared difference: (samples, n) to (samples, experts + n).
-
-    Raises:
-        ValueError: weights is no matrix.
-    """
-    if weights.dim() != 2:
-        raise Mistake(f"weights must be (samples, experts), got {tuple(weights.shape)}")
-    return torch.nn.functional.pad(weights, (experts, 0), value=1.0)
 
 
 def _names(parts: Iterable[Factors]) -> dict[str, None]:

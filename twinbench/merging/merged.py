@@ -89,10 +89,14 @@ def with_route(merged: Merged, weights: Sequence[float]) -> dict[str, Tensor]:
     return state
 
 
-def shared_bytes(merged: Merged) -> int:
-    """Stored size of all that is not exclusive to an expert: shared and common tensors, and each of *always*."""
-    files = [merged.shared, *([merged.common] if merged.common else []), *map(_tensors, merged.always)]
-    return sum(map(stored_bytes, files))
+def shared_bytes(merged: Merged, written: int | None = None) -> int:
+    """Stored size of all that is not exclusive to an expert: shared and common tensors, and each of *always*.
+
+    Args:
+        written: size of the files in which the shared tensors are already, where they are too large to write to see.
+    """
+    more = [*([merged.common] if merged.common else []), *map(_tensors, merged.always)]
+    return (stored_bytes(merged.shared) if written is None else written) + sum(map(stored_bytes, more))
 
 
 def exclusive_bytes(merged: Merged) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from twinbench.merging.compress import bernoulli, generator, magnitude, svd
+from twinbench.merging.factored import Factors, beyond
 from twinbench.merging.merged import Merged
 from twinbench.weights.parts import Part
 from twinbench.weights.state_dict import StateDict
@@ -70,3 +71,27 @@ def merge(
         return bernoulli(delta, density, generator(seed, task, name))
 
     return Merged(shared, {t: StateDict(base, lambda name, t=t: part(t, name)) for t in experts})
+
+
+def factored(
+    base: Mapping[str, Tensor],
+    adapters: Mapping[str, Factors],
+    *,
+    shared: Merged,
+    compression: str,
+    rank_ratio: float | None,
+    density: float | None,
+    seed: int,
+    basis: Callable[[Tensor], Tensor],
+) -> Merged:
+    """The same for LoRA experts that stay factors: the truncated SVD of a sum of factors is exact.
+
+    Args:
+        shared: the shared expert in factored form, that of any linear static method.
+
+    Raises:
+        ValueError: the compression keeps no factors.
+    """
+    if compression != "svd":
+        raise ValueError(f"suite.factored=true keeps factors: compression must be svd, got {compression!r}")
+    return beyond(adapters, shared, rank_ratio)

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twinbench.plan.identity import by_content, hashed, leaf_identity, suite_identity
-from twinbench.plan.signature import Signature, checked_signature, completed, draws, hyperparameters
-from twinbench.plan.suite import generative, merged
+from twinbench.assets.sources import by_content
+from twinbench.plan.identity import hashed, leaf_identity, suite_identity
+from twinbench.plan.signature import Signature, checked_signature, completed, draws, hyperparameters, most_read
+from twinbench.plan.suite import merged, workload
 from twinbench.protocol import NORMALIZER, PROTOCOLS
+from twinbench.system import source
 from twinbench.system.mistakes import Mistake, one_of
 
 SPLITS = ("test", "validation")
-ORACLE = "Oracle"  # the class of a router that is told the task
 UNWRITTEN = {"task": "each task a model of its own", "layer": "each linear layer experts of its own"}  # by route
 CONFIGURATION = ("suite_id", "method", "params", "router", "protocol", "seed", "split")  # what a person has chosen
 
@@ -56,6 +57,8 @@ class Job:
         split: that is scored: test, or validation to choose hyperparameters by.
         route: how w(x) is found, after the protocol and the router had their say: None, "task" (the known task),
             "router", "layer" (per layer), or "top1" (one-hot at the router's choice).
+        role: of the method: "upper bound", "lower bound", "one expert" or None.
+        reads: the data that the method and its router need, one of `signature.READS`.
         config: the resolved configuration; its suite has the chosen tasks.
         leaves: the method, and the shared expert's method if it asks for one.
         experiment: the chosen experiment file.
@@ -73,6 +76,8 @@ class Job:
     seed: int | None
     split: str
     route: str | None
+    role: str | None = field(compare=False)
+    reads: str = field(compare=False)
     config: Mapping = field(compare=False, repr=False)
     leaves: Mapping[str, Leaf] = field(compare=False, repr=False)
     experiment: str | None = field(compare=False)
@@ -112,17 +117,25 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
     one_of("split", config["split"], SPLITS)
     leaves = _leaves(config, names)
     method, asked, blind = leaves["method"], config["router"], not PROTOCOLS[config["protocol"]].knows_task
-    oracle = asked["_target_"].rpartition(".")[2] == ORACLE
+    oracle = asked["model"] is None
     route = "task" if method.takes.route == "router" and oracle else method.takes.route
     _check_protocol(config, method.name, route == "task")
-    router, hashes = None, [leaf.identity for leaf in leaves.values()]
+    needs = [leaf.takes.reads for leaf in leaves.values()]
+    router, hashes = None, [leaf.identity | _form(config, leaf) for leaf in leaves.values()]
     drawn = any(leaf.draws for leaf in leaves.values())
     if method.takes.route == "router" or blind:
-        router = {"name": "oracle" if oracle else names["router"], **completed(asked)}
-        if router.get("minimum_risk"):
+        if oracle and blind:
+            raise Mistake("protocol=blind knows no task, which is what router=oracle goes by; choose router=mlp")
+        settings = {} if oracle else _router(asked)
+        router = {"name": "oracle" if oracle else names["router"], **settings}
+        if settings.get("minimum_risk"):
             _check_risk(config)
-        hashes.append({"class": asked["_target_"].rpartition(".")[2], "values": by_content(completed(asked))})
+        # An id has the router's class and its settings in one list, whichever leaf they stand in.
+        kind = "Oracle" if oracle else asked["model"]["_target_"].rpartition(".")[2]
+        hashes.append({"class": kind, "values": by_content(settings)})
         drawn |= not oracle
+        if not oracle:
+            needs.append("training labels" if settings["minimum_risk"] else "training inputs")
     suite = suite_identity(config["suite"])
     shared = leaves.get("shared")
     found = {
@@ -141,6 +154,8 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
         suite=config["suite"]["name"],
         base=suite["base"],
         router=router,
+        role=method.takes.role,
+        reads=most_read(needs),
         route="top1" if blind and route == "task" else route,
         config=config,
         leaves=leaves,
@@ -169,30 +184,32 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Mistake(f"export={folder} must be a new or empty folder, and something is there")
-    if job.method == "individual":
-        raise Mistake("method=individual has nothing to export: its experts are models already")
+    if job.leaves["method"].takes.role == "upper bound":
+        raise Mistake(f"method={job.method} has nothing to export: its experts are models already")
     routed = job.leaves["method"].takes.route
     if routed in UNWRITTEN:
         raise Mistake(
             f"method={job.method} gives {UNWRITTEN[routed]}, and no command writes these to disk; what can be "
             "exported is a static method, such as ties, or method=twin_merging"
         )
-    if generative(suite) and routed:
+    kind = suite["workload"]
+    if routed and not workload(suite).EXPORTED:
         raise Mistake(
-            f"method={job.method} of language models cannot be written to disk yet: export writes classifiers; a "
+            f"method={job.method} of workload={kind} cannot be written to disk yet: export writes classifiers; a "
             "static method, such as ties, is merged by python -m twinbench.merge"
         )
-    if generative(suite):
+    if not workload(suite).EXPORTED:
         words = f"python -m twinbench.merge method={job.method}"
-        raise Mistake(f"export writes classifiers; {words} merges language models to disk")
+        raise Mistake(f"export writes classifiers; {words} merges models of workload={kind} to disk")
     if PROTOCOLS[job.protocol].gold_biases:
         said = f"protocol={job.protocol} keeps every task's own biases, so there is no one model to export"
         raise Mistake(f"{said}; use {NORMALIZER}")
     reads = job.router or {}
     if reads.get("minimum_risk"):
-        raise Mistake("export writes a router whose weights are its probabilities: minimum_risk=false")
+        raise Mistake("export writes a router whose weights are its probabilities: router.use.minimum_risk=false")
     if reads.get("source", "shared") != "shared" or reads.get("characters"):
-        raise Mistake("export writes a router of the shared expert's hidden states: source=shared, characters=0")
+        legal = "router.features.source=shared router.features.characters=0"
+        raise Mistake(f"export writes a router of the shared expert's hidden states: {legal}")
     compression = job.params.get("compression", "svd")
     if compression != "svd":
         raise Mistake(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")
@@ -213,6 +230,17 @@ def _leaf(config: Mapping, names: Mapping[str, str | None], group: str) -> Leaf:
     return Leaf(names[group], config[group]["_target_"], hyperparameters(config[group]), takes)
 
 
+def _form(config: Mapping, leaf: Leaf) -> dict:
+    """The source of what runs in place of ``merge`` where experts are LoRA factors."""
+    module = leaf.target.rpartition(".")[0]
+    return {"factored": source.function(f"{module}.factored")} if config["suite"].get("factored") else {}
+
+
+def _router(asked: Mapping) -> dict:
+    """The settings of a router's three leaves, one after the other; no two have the same name."""
+    return {**asked["features"], **completed(asked["model"]), **asked["use"]}
+
+
 def _check_protocol(config: Mapping, method: str, known: bool) -> None:
     """Find what a protocol cannot be scored under.
 
@@ -221,8 +249,8 @@ def _check_protocol(config: Mapping, method: str, known: bool) -> None:
     """
     unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
     protocol = PROTOCOLS[config["protocol"]]
-    if protocol.gold_biases and generative(config["suite"]):
-        said = f"protocol={protocol.name} is about heads and biases that generative experts do not have"
+    if protocol.gold_biases and not workload(config["suite"]).HEADS:
+        said = f"protocol={protocol.name} is about heads and biases, and these experts have no heads"
         raise Mistake(f"{said}; use {NORMALIZER}")
     if unseen and (known or protocol.needs_expert):
         what = f"method={method} goes by the known task" if known else f"protocol={config['protocol']}"
@@ -231,9 +259,9 @@ def _check_protocol(config: Mapping, method: str, known: bool) -> None:
 
 def _check_risk(config: Mapping) -> None:
     """Find what leaves the costs of a router that minimizes risk undefined."""
-    what = "router.minimum_risk goes by what each expert scores under the other tasks' heads"
-    if generative(config["suite"]):
-        raise Mistake(f"{what}, and generative tasks have no heads; use router=mlp")
+    what = "router.use.minimum_risk goes by what each expert scores under the other tasks' heads"
+    if not workload(config["suite"]).HEADS:
+        raise Mistake(f"{what}, and these experts have no heads; use router=mlp")
     protocol = config["protocol"]
     if not PROTOCOLS[protocol].knows_task:
         raise Mistake(f"{what}, and under protocol={protocol} a row that goes to one is wrong; use router=text")

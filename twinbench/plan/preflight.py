@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +16,7 @@ from twinbench.assets.sources import found, unpinned
 from twinbench.plan import targets
 from twinbench.plan.job import Job, check_export, configured
 from twinbench.plan.signature import checked_signature, hyperparameters
-from twinbench.plan.suite import generative, narrowed
+from twinbench.plan.suite import narrowed, workload, workloads
 from twinbench.system import processes
 from twinbench.system.errors import MISTAKES, one_line
 from twinbench.system.files import check_writable
@@ -24,17 +25,20 @@ from twinbench.system.mistakes import Mistake, check_name, one_of
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 WANDB = ("offline", "online", "disabled")
 SEEDS = 2**32  # numpy takes no larger ones
-SETTINGS = ("seed", "device", "batch_size", "results_dir", "export", "force", "plan", "allow", "wandb")  # a run's own
-SUITE = ("name", "base", "tasks", "finetune", "checkpoints")  # its keys
-OPTIONAL = ("head", "only", "merged", "limit", "tokenizer", "dtype", "device_map", "factored", "parameters", "revision")
-RECIPES = {
-    False: "twinbench.workloads.classification.finetune.Recipe",
-    True: "twinbench.workloads.generation.finetune.Recipe",
-}  # whether the suite is generative
-LOADERS = {
-    False: "twinbench.workloads.classification.data.load_task",
-    True: "twinbench.workloads.generation.data.load_task",
-}
+SETTINGS = (
+    "seed",
+    "device",
+    "batch_size",
+    "workbench_bytes",
+    "results_dir",
+    "export",
+    "force",
+    "plan",
+    "allow",
+    "wandb",
+)  # a run's own
+SUITE = ("name", "workload", "base", "tasks", "finetune", "checkpoints", "only", "merged", "limit")  # its keys
+ROUTER = {"features": "twinbench.routing.recipe.Features", "use": "twinbench.routing.recipe.Use"}  # and ``model``
 OFFSET = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 
 
@@ -93,7 +97,7 @@ def check(config: Mapping, names: Mapping[str, str]) -> None:
         ValueError: one line with the key, the value and what is legal.
     """
     settings(config)
-    for group in ("method", "shared", "router"):
+    for group in ("method", "shared"):
         leaf = config.get(group)
         if not isinstance(leaf, Mapping) or "_target_" not in leaf:
             raise Mistake(f"{group} must be one of the choices of python run.py --help, got {leaf!r}")
@@ -103,7 +107,7 @@ def check(config: Mapping, names: Mapping[str, str]) -> None:
     for group in ("method", "shared"):
         checked_signature(names[group], config[group])
         targets.check_kinds(group, hyperparameters(config[group]), targets.arguments(config[group]["_target_"]))
-    targets.check_values("router", hyperparameters(config["router"]), targets.arguments(config["router"]["_target_"]))
+    _router(config.get("router"))
     suite(config["suite"])
 
 
@@ -113,6 +117,8 @@ def settings(config: Mapping) -> None:
         targets.check_kind(key, config[key], kind)
     check_seed("seed", config["seed"])
     whole("batch_size", config["batch_size"])
+    if config["workbench_bytes"] is not None:
+        whole("workbench_bytes", config["workbench_bytes"], " or null")
     if config["device"] is not None and not DEVICE.fullmatch(str(config["device"])):
         raise Mistake(f"device must be cpu, cuda, cuda:N or null, got {config['device']!r}")
     _mapping("wandb", config["wandb"])
@@ -127,17 +133,23 @@ def settings(config: Mapping) -> None:
 def suite(config: Mapping) -> None:
     """Find what is wrong with a suite and its tasks: keys, names, kinds of values, recipes."""
     _mapping("suite", config)
-    for key in SUITE:
+    for key in ("workload", *SUITE):
         if key not in config:
-            raise Mistake(f"suite lacks {key}; its keys are {', '.join((*SUITE, *OPTIONAL))}")
+            first = f"begin its defaults with /workload@_here_: {' or '.join(workloads())}, which has the general ones"
+            raise Mistake(f"suite lacks {key}; {first}")
+    kind = workload(config)
     for key in config:
-        one_of("key of suite", key, (*SUITE, *OPTIONAL))
+        one_of("key of suite", key, (*SUITE, *kind.KEYS, "revision"))
+    for key in kind.KEYS:
+        if key not in config:
+            raise Mistake(f"suite lacks {key}; begin its defaults with /workload@_here_: {config['workload']}")
+    kind.check(config)
     check_name("suite.name", config["name"])
     for key in ("only", "merged"):
-        value = config.get(key)
+        value = config[key]
         if not (value is None or isinstance(value, list)):
             raise Mistake(f"suite.{key} must be a list of tasks or null, as in suite.{key}=[{value}]; got {value!r}")
-    if config.get("limit") is not None:
+    if config["limit"] is not None:
         whole("suite.limit", config["limit"], " or null")
     _mapping("suite.tasks", config["tasks"])
     for name, spec in config["tasks"].items():
@@ -148,7 +160,7 @@ def suite(config: Mapping) -> None:
         _mapping("suite.checkpoints", config["checkpoints"], " or be null")
         for name, source in config["checkpoints"].items():
             _mapping(f"suite.checkpoints.{name}", source, " such as {path: DIR}")
-    kind, positions = generative(config), _positions(config["base"])
+    positions = _positions(config["base"])
     for name, spec in config["tasks"].items():
         _task(f"suite.tasks.{name}", spec, kind)
         if positions and spec["max_length"] > positions:
@@ -168,21 +180,31 @@ def whole(key: str, value: object, otherwise: str = "") -> None:
         raise Mistake(f"{key} must be a whole number of at least 1{otherwise}, got {value!r}")
 
 
-def _task(place: str, spec: Mapping, causal: bool) -> None:
-    taken = dict(targets.arguments(LOADERS[causal]))
-    del taken["name"], taken["limit"]  # the suite's own
-    for key in ("tokenizer", "data", "sources", "finetune"):
-        taken.pop(key, None)
-    for key, required in (("sources", True), ("finetune", False), *(() if causal else (("data", True),))):
+def _router(config: object) -> None:
+    """Check the three leaves of a router; all are null where the known task is the route."""
+    if not isinstance(config, Mapping) or set(config) != {*ROUTER, "model"}:
+        raise Mistake(f"router must be one of the choices of python run.py --help, got {config!r}")
+    if config["model"] is None:
+        return
+    _mapping("router.model", config["model"])
+    for leaf in ("features", "model", "use"):
+        _mapping(f"router.{leaf}", config[leaf])
+        known = targets.arguments(ROUTER.get(leaf) or config["model"]["_target_"])
+        targets.check_values(f"router.{leaf}", hyperparameters(config[leaf]), known)
+
+
+def _task(place: str, spec: Mapping, kind: ModuleType) -> None:
+    taken = dict(targets.arguments(kind.SPEC))
+    for key, required in (("sources", True), ("finetune", False), *((("data", True),) if kind.LOADED else ())):
         taken[key] = targets.Argument("mapping", required)
     targets.check_values(place, spec, taken)
     whole(f"{place}.max_length", spec["max_length"])
     rows = dict.fromkeys(("train", "validation", "test"), targets.Argument("int | None", True))
-    if not causal:  # whose validation rows are held out of the training data
+    if kind.LOADED:  # its validation rows are held out of the training data
         rows["validation"] = targets.Argument("int", True)
     _mapping(f"{place}.rows", spec["rows"])
     targets.check_values(f"{place}.rows", spec["rows"], rows)
-    if not causal:
+    if kind.LOADED:
         if "_target_" not in spec["data"]:
             raise Mistake(f"{place}.data lacks _target_, a function of twinbench.tasks that reads the rows")
         loads = targets.arguments(spec["data"]["_target_"])
@@ -192,11 +214,11 @@ def _task(place: str, spec: Mapping, causal: bool) -> None:
         targets.check_values(f"{place}.data", hyperparameters(spec["data"]), own)
 
 
-def _recipes(config: Mapping, causal: bool) -> None:
+def _recipes(config: Mapping, kind: ModuleType) -> None:
     """Check how each expert is fine-tuned: by the suite's recipe, and what a task changes of it."""
     if config["finetune"] is None:
         return
-    taken = targets.arguments(RECIPES[causal])
+    taken = targets.arguments(kind.RECIPE)
     recipes = {"suite.finetune": (config["finetune"], taken)}
     changed = {key: replace(argument, required=False) for key, argument in taken.items()}
     for name, spec in config["tasks"].items():

@@ -17,13 +17,14 @@ PREPARED = {"base", "experts", "shared", "seed", *NAMED}  # arguments that the r
 
 @dataclass(frozen=True)
 class Signature:
-    """A function or a dataclass, and two constants of its module.
+    """A function or a dataclass, and constants of its module.
 
     Attributes:
         arguments: a function's keyword-only ones; a dataclass's fields.
         defaults: of those arguments whose default is a literal.
         route: ``ROUTE``: how a method finds w(x): None, "task", "router" or "layer".
         draws: ``DRAWS``: per hyperparameter the values under which a method draws random numbers; None: under all.
+        role: ``ROLE``: "upper bound", "lower bound" or "one expert" for a method that is no rival; None for the others.
         reads: the data that a method's prepared arguments read, one of `READS`.
     """
 
@@ -31,6 +32,7 @@ class Signature:
     defaults: Mapping[str, object]
     route: str | None
     draws: Mapping[str, Collection] | None
+    role: str | None
     reads: str
 
 
@@ -42,11 +44,12 @@ def signature(target: str) -> Signature:
     """
     own, module = source.definition(target), target.rpartition(".")[0]
     arguments = dict(_parameters(own.args) if isinstance(own, ast.FunctionDef) else _fields(own))
-    constants = _constants(source.located(module), {"ROUTE": None, "DRAWS": None})
+    constants = _constants(source.located(module), {"ROUTE": None, "DRAWS": None, "ROLE": None})
     for key in constants["DRAWS"] or ():
         one_of(f"hyperparameter in DRAWS of {module}", key, arguments)
     needs = most_read(prepared_reads(name) for name in arguments.keys() & NAMED)
-    return Signature(frozenset(arguments), _literals(arguments), constants["ROUTE"], constants["DRAWS"], needs)
+    route, drawn, role = (constants[name] for name in ("ROUTE", "DRAWS", "ROLE"))
+    return Signature(frozenset(arguments), _literals(arguments), route, drawn, role, needs)
 
 
 def prepared_reads(argument: str) -> str:

@@ -1,19 +1,37 @@
 """What a suite's configuration says: which tasks are scored, whose experts are merged, how experts are fine-tuned."""
 
+import importlib
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 from twinbench.system.mistakes import Mistake, one_of
 
-HEADS = ("pooler", "classifier")
+
+def workload(suite: Mapping) -> ModuleType:
+    """What a plan knows of the suite's kind of model: the module ``twinbench.workloads.NAME.settings``.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    one_of("suite.workload", suite["workload"], workloads())
+    return importlib.import_module(f"twinbench.workloads.{suite['workload']}.settings")
+
+
+@cache
+def workloads() -> tuple[str, ...]:
+    """The kinds of models that there are: the folders of ``twinbench.workloads``."""
+    return tuple(sorted(path.parent.name for path in (Path(__file__).parents[1] / "workloads").glob("*/settings.py")))
 
 
 def narrowed(suite: Mapping) -> dict:
-    """The suite with the tasks that its ``only`` lists (and their order); null or no such key keeps all.
+    """The suite with the tasks that its ``only`` lists (and their order); null keeps all.
 
     Raises:
         ValueError: an unknown task, or none.
     """
-    only = suite.get("only")
+    only = suite["only"]
     if only is None:
         return dict(suite)
     if not only:
@@ -31,7 +49,7 @@ def merged(suite: Mapping) -> list[str]:
         ValueError: a task in it that the suite has no expert for, or none.
     """
     own = own_experts(suite)
-    if suite.get("merged") is None:
+    if suite["merged"] is None:
         return own
     if not suite["merged"]:
         raise Mistake("suite.merged must list at least one task, or be null")
@@ -51,30 +69,6 @@ def own_experts(suite: Mapping) -> list[str]:
         if name not in own:
             one_of(f"head of task {name}", task["head"], own)
     return own
-
-
-def head(suite: Mapping) -> str:
-    """The layer that the heads of a suite of classifiers begin with: "pooler", or "classifier" (the pooler is merged).
-
-    Raises:
-        ValueError: it is neither.
-    """
-    chosen = suite.get("head") or HEADS[0]
-    one_of("suite.head", chosen, HEADS)
-    return chosen
-
-
-def generative(suite: Mapping) -> bool:
-    """Whether the suite's tasks are lm-eval's, answered by a causal language model.
-
-    Raises:
-        ValueError: some are and some are not.
-    """
-    asked = {name for name, task in suite["tasks"].items() if "lm_eval" in task}
-    if asked and asked != set(suite["tasks"]):
-        others = ", ".join(name for name in suite["tasks"] if name not in asked)
-        raise Mistake(f"suite {suite['name']}: {', '.join(sorted(asked))} are lm-eval's tasks, {others} are not")
-    return bool(asked)
 
 
 def recipe(suite: Mapping, task: Mapping) -> dict:

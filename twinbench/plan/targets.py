@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from twinbench.system import source
 from twinbench.system.mistakes import Mistake, one_of
 
-OWN = ("method", "shared", "router", "data")  # what a configuration makes; data is a task's
-MODULES = {"data": ("twinbench.tasks",), "router": ("twinbench",)}
+OWN = ("method", "shared", "router.model", "data")  # what a configuration makes; data is a task's
+MODULES = {"data": ("twinbench.tasks",), "model": ("twinbench",)}
 METHODS = ("baselines", "twinbench")
 LARGEST = 3.4e38  # of a float32
 WANTED = {
@@ -54,12 +54,12 @@ def check(config: Mapping, allow: Sequence[str]) -> None:
                 f"{place}._target_={target}: only functions in {' and '.join(modules)} may be named there; for a "
                 "package of your own add allow=[PACKAGE]"
             )
-        if place not in ("method", "shared", "router") and not (place.startswith("suite.tasks.") and role == "data"):
+        if place not in OWN[:3] and not (place.startswith("suite.tasks.") and role == "data"):
             raise Mistake(f"{place}._target_={target}: nothing is made there, only of {', '.join(OWN)}")
         strange = [key for key in leaf if key.startswith("_") and key not in ("_target_", "_partial_")]
         if strange:
             raise Mistake(f"{place}.{strange[0]}: beside _target_ only _partial_ has a meaning")
-        later = role != "router"
+        later = role != "model"
         if leaf.get("_partial_", False) is not later:
             words = "it is called later, with more arguments" if later else "it is made as it stands"
             raise Mistake(f"{place}._partial_ must be {str(later).lower()} beside _target_={target}: {words}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from twinbench.assets.sources import origin
 from twinbench.plan.identity import expert_folder
 from twinbench.plan.job import Job
-from twinbench.plan.suite import own_experts
+from twinbench.plan.suite import own_experts, workload
 from twinbench.system import cached
 from twinbench.system.mistakes import Mistake
 
@@ -42,7 +42,9 @@ def attempt(job: Job) -> dict:
     """What was run, with what, and when: what a record's `Attempt` says before the run is over."""
     head, dirty = commit()
     now = {"time": datetime.now(UTC).isoformat(), "commit": head, "dirty": dirty, "versions": versions()}
-    return job.identity() | {"route": job.route, "experiment": job.experiment} | now
+    return (
+        job.identity() | {"route": job.route, "role": job.role, "reads": job.reads, "experiment": job.experiment} | now
+    )
 
 
 def origins(suite: Mapping) -> dict[str, dict]:
@@ -96,11 +98,8 @@ def training(suite: Mapping, tasks: Mapping) -> dict[str, dict]:
             "data": origins[name],
             "rows": {split: len(task.splits[split]) for split in ("train", "validation")},
         }
-        if task.harness:
-            found[name] |= {"loss": "cross-entropy of the answers (nats per token)", "metric": "token_accuracy"}
-        else:
-            loss = "squared error" if task.classes is None else "cross-entropy (nats)"
-            found[name] |= {"loss": loss, "metric": task.metrics[0]}
+        loss, metric = workload(suite).learned(task)
+        found[name] |= {"loss": loss, "metric": metric}
         found[name] |= _history(folder / "training.json")
     return found
 

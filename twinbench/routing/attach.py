@@ -6,7 +6,7 @@ parts of all routes at once (`routing.operations`). A module that uses a paramet
 (`routing.per_route`). The first batch tells which do, and is compared with the dense merge (`routing.readers`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 from weakref import WeakKeyDictionary
@@ -14,30 +14,31 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from twinbench.merging.merged import Merged
 from twinbench.routing.batch import Routes
 from twinbench.routing.operations import check_batch
 from twinbench.routing.per_route import by_route
 from twinbench.routing.readers import Axes, Batch, check, learn
 from twinbench.routing.varying import MERGED, ROUTED, SHARED, Source, Use, Varying, varying
 from twinbench.system.mistakes import Mistake
-from twinbench.weights.parts import Part
 
 _learned: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # a model is compared once, not for every merge
 
 
 @contextmanager
-def attach(model: nn.Module, exclusive: Mapping[str, Mapping[str, Part]], tolerance: float = 0.0) -> Iterator[Routes]:
-    """Let ``model``, which holds the shared weights, add the exclusive parts while the context lasts.
+def attach(model: nn.Module, merged: Merged, tolerance: float = 0.0) -> Iterator[Routes]:
+    """Let ``model``, which holds the shared weights, add a merge's other parts while the context lasts.
 
     The first batch of a model, and the first with several routes, is compared with the dense merge: one sample or two,
     with one merged tensor in memory at a time.
 
     Args:
-        exclusive: per expert, parts by parameter name of ``model``; a part of a tied parameter acts wherever it is
-            tied. The experts' order is that of the weights.
+        merged: its ``exclusive`` and ``always`` parts are added, by parameter name of ``model``; a part of a tied
+            parameter acts wherever it is tied. The order of the experts in ``exclusive`` is that of the weights, and
+            what is in ``always`` has the weight 1 for every sample. Its shared part is not read.
         tolerance: of the matrices and biases of linear layers and embeddings, those whose weight for a sample is at
-            most this may be dropped for it: the weight dropped from a sample is at most ``len(exclusive) *
-            tolerance``. 0 is exact.
+            most this may be dropped for it: the weight dropped from a sample is at most ``len(merged.exclusive)
+            * tolerance``. 0 is exact.
 
     Yields:
         Routes: set its ``weights`` before a forward or a generation. The batch in the model must be theirs, or a
@@ -50,8 +51,9 @@ def attach(model: nn.Module, exclusive: Mapping[str, Mapping[str, Part]], tolera
     """
     if not 0 <= tolerance < 1:
         raise Mistake(f"tolerance must be in [0, 1), got {tolerance}")
-    use = Use(type(model).__name__, Routes(len(exclusive), tolerance, next(model.parameters()).device))
-    sources = _sources(model, exclusive, use)
+    always, device = len(merged.always), next(model.parameters()).device
+    use = Use(type(model).__name__, Routes(always + len(merged.exclusive), tolerance, device, always))
+    sources = _sources(model, merged, use)
     with ExitStack() as stack:
         for module in model.modules():
             for name, parameter in list(module._parameters.items()):
@@ -67,16 +69,15 @@ def attach(model: nn.Module, exclusive: Mapping[str, Mapping[str, Part]], tolera
         yield use.routes
 
 
-def _sources(
-    model: nn.Module, exclusive: Mapping[str, Mapping[str, Part]], use: Use
-) -> dict[int, tuple[Source, Varying]]:
+def _sources(model: nn.Module, merged: Merged, use: Use) -> dict[int, tuple[Source, Varying]]:
     """By identity of the parameter what stands for it: a tied one has the parts of all its names."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = {}
-    for position, (expert, parts) in enumerate(exclusive.items()):
+    owned = [*(("all experts", parts) for parts in merged.always), *merged.exclusive.items()]
+    for position, (owner, parts) in enumerate(owned):
         for name, part in parts.items():
             if name not in parameters:
-                raise Mistake(f"exclusive part {name} of {expert} is no parameter of the {use.model}")
+                raise Mistake(f"part {name} of {owner} is no parameter of the {use.model}")
             found.setdefault(id(parameters[name]), (name, parameters[name], {}))[2].setdefault(position, part)
     return {key: (source := Source(*given, use), varying(source)) for key, given in found.items()}
 

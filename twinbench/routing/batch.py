@@ -27,25 +27,34 @@ class Block(NamedTuple):
 
 
 class Routes:
-    """The routes of the batch that is in the model now."""
+    """The routes of the batch that is in the model now.
 
-    def __init__(self, experts: int, tolerance: float, device: torch.device):
-        self.experts, self.tolerance, self.device = experts, tolerance, device
+    Attributes:
+        experts: how many weights a sample has.
+        always: how many of them, the first, are 1 for every sample; nobody sets these.
+    """
+
+    def __init__(self, experts: int, tolerance: float, device: torch.device, always: int = 0):
+        self.experts, self.tolerance, self.device, self.always = experts, tolerance, device, always
         self.batch, self.lengths = 1, {1}  # rows of the model's inputs, and how many tokens each may have
         self._weights, self._groups = None, []
 
     @property
     def weights(self) -> Tensor:
-        """Router weights, (samples, experts); they hold until others are set, through all steps of a generation.
+        """The weights of all experts, (samples, experts), those that are always 1 included.
 
-        A module may see each sample several times in a row (beams, tokens flattened into the batch).
+        What is set are router weights, without the ones: (samples, experts - always). They hold until others are set,
+        through all steps of a generation. A module may see each sample several times in a row (beams, tokens flattened
+        into the batch).
         """
         return self._weights
 
     @weights.setter
     def weights(self, weights: Tensor) -> None:
-        if weights.dim() != 2 or weights.shape[1] != self.experts:
-            raise Mistake(f"weights must be (samples, {self.experts} experts), got {tuple(weights.shape)}")
+        if weights.dim() != 2 or weights.shape[1] != self.experts - self.always:
+            wanted = f"(samples, {self.experts - self.always} experts)"
+            raise Mistake(f"weights must be {wanted}, got {tuple(weights.shape)}")
+        weights = torch.nn.functional.pad(weights, (self.always, 0), value=1.0)
         columns = zip(*weights.tolist(), strict=True)  # on the host, once a batch: layers never wait for it
         taken = [[i for i, weight in enumerate(column) if not abs(weight) <= self.tolerance] for column in columns]
         self._weights, self._elsewhere, self._groups = weights.to(self.device, torch.float32), {}, []
@@ -56,7 +65,7 @@ class Routes:
             self.blocks = [Block(range(self.experts), slice(0, len(weights)), self._weights[None])]
 
     def of(self, weights: Tensor, batch: int, tolerance: float | None = None) -> "Routes":
-        """Routes of other weights, for a batch of so many rows."""
+        """Routes of other weights, those that are always 1 included, for a batch of so many rows."""
         other = Routes(self.experts, self.tolerance if tolerance is None else tolerance, self.device)
         other.weights, other.batch, other.lengths = weights, batch, self.lengths
         return other

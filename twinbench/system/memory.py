@@ -51,6 +51,11 @@ def peak_memory(device: str) -> Iterator[Peak]:
         watcher.join()
 
 
+def budget(asked: int | None) -> int:
+    """Bytes that may be remembered: those asked for, or a quarter of the machine's memory."""
+    return psutil.virtual_memory().total // 4 if asked is None else asked
+
+
 def keep_freed() -> None:
     """Let the C library keep the memory of freed tensors for the next ones, where it can be told to (glibc).
 

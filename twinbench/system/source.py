@@ -1,6 +1,7 @@
 """What code does, as a hash of its source: a method whose source has changed is another method.
 
 Docstrings, comments, formatting and import lines do not count, so to move a module or to re-word it changes no hash.
+Nor do a method's `ROLE` and its function `factored`; the latter counts where it is what runs (`function`).
 Modules are found and parsed without being imported, which would load torch.
 """
 
@@ -15,6 +16,7 @@ from twinbench.system.mistakes import Mistake
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
+ROLE, FACTORED = "ROLE", "factored"  # what a method is for, and its other form: no number of `merge` depends on them
 
 
 def code(module: str) -> str:
@@ -42,10 +44,24 @@ def code(module: str) -> str:
 def digest(file: Path) -> str:
     """Hash of one file's source, whatever it imports; empty for a file that does nothing."""
     tree = parsed(file)
+    tree = ast.Module([node for node in tree.body if not _apart(node)], [])
     aliases = (alias for node in ast.walk(tree) if isinstance(node, IMPORTS) for alias in node.names if alias.asname)
     renamed = {(alias.name.rpartition(".")[2], alias.asname) for alias in aliases}  # one name may hide another function
     shape = [sorted(pair for pair in renamed if pair[0] != pair[1]), _shape(tree)]
     return "" if shape == [[], ["Module"]] else _hash(shape)
+
+
+def function(target: str) -> str | None:
+    """Hash of one function of a module, ``MODULE.NAME``; None where there is none."""
+    module, _, name = target.rpartition(".")
+    found = [node for node in parsed(located(module)).body if isinstance(node, ast.FunctionDef) and node.name == name]
+    return _hash(_shape(found[-1])) if found else None
+
+
+def _apart(node: ast.stmt) -> bool:
+    if isinstance(node, ast.FunctionDef):
+        return node.name == FACTORED
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == ROLE
 
 
 @cache

@@ -36,6 +36,11 @@ def score(metric: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     return METRICS[metric](np.ones((len(labels), 1)), labels, predictions[None]).item()
 
 
+def predictions(logits: np.ndarray, classes: bool) -> np.ndarray:
+    """Logits (n, outputs) as class numbers, or as values where the task is a regression; (n,), float64."""
+    return (logits.argmax(1) if classes else logits[:, 0]).astype("float64")
+
+
 def check_fit(metrics: Sequence[str], classes: Sequence[str] | None, who: str) -> None:
     """Refuse metrics that say nothing about a task's predictions.
 

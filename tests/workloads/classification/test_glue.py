@@ -161,7 +161,14 @@ ROWS = [f"suite.tasks.{task}.rows.validation=20" for task in TASKS]
 
 
 def test_the_papers_checkpoints_are_read_from_the_hub_as_they_lie_there(hub, tmp_path):
-    given = ["suite=glue_roberta", REVISION, "router.epochs=2", "wandb.mode=disabled", f"results_dir={tmp_path}", *ROWS]
+    given = [
+        "suite=glue_roberta",
+        REVISION,
+        "router.model.epochs=2",
+        "wandb.mode=disabled",
+        f"results_dir={tmp_path}",
+        *ROWS,
+    ]
     methods = "method=individual,twin_merging,task_arithmetic"
     done = command("-m", *given, methods, "protocol=strict,paper", HF_HOME=str(hub), TWINBENCH_DATA="")
     assert done.returncode == 0, done.stderr

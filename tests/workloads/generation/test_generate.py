@@ -52,7 +52,7 @@ def dense_models(model: LlamaForCausalLM, merged: Merged) -> list[LlamaForCausal
 def test_a_mixed_batch_generates_what_each_dense_merge_generates(model, rank_ratio, beams):
     merged, rows = merged_model(model, rank_ratio), prompts()
     model.load_state_dict(merged.shared, strict=False)
-    with attach(model, merged.exclusive) as routes:
+    with attach(model, merged) as routes:
         routes.weights = WEIGHTS
         got = generated(model, left_padded(rows), num_beams=beams)
     alone = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
@@ -67,7 +67,7 @@ def test_a_mixed_batch_generates_what_each_dense_merge_generates(model, rank_rat
 def test_log_likelihoods_are_those_of_the_dense_merges(model, rank_ratio):
     merged, rows = merged_model(model, rank_ratio), prompts()
     model.load_state_dict(merged.shared, strict=False)
-    with attach(model, merged.exclusive) as routes:
+    with attach(model, merged) as routes:
         routes.weights = WEIGHTS
         got = log_likelihoods(model, left_padded(rows))
     for row, dense, found in zip(rows, dense_models(model, merged), got, strict=True):
@@ -83,7 +83,7 @@ def test_a_part_of_the_tied_embedding_acts_in_the_head_too(model):
     }
     embedding = Merged(merged.shared, only)
     model.load_state_dict(merged.shared, strict=False)
-    with attach(model, only) as routes:
+    with attach(model, embedding) as routes:
         routes.weights = WEIGHTS
         got = model(**left_padded(rows)).logits[:, -1]
     for row, dense, found in zip(rows, dense_models(model, embedding), got, strict=True):
@@ -95,7 +95,7 @@ def test_runs_under_autocast(model):
     merged, batch = merged_model(model, 0.2), left_padded(prompts())
     model.load_state_dict(merged.shared, strict=False)
     settings = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": NEW, "do_sample": False}
-    with attach(model, merged.exclusive) as routes:
+    with attach(model, merged) as routes:
         routes.weights = WEIGHTS
         exact = model(**batch).logits
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,84 +1,71 @@
-"""A task: rows of text with labels in three splits, and the metrics that score it."""
+"""Reading a classification task: rows of text with labels in three splits, checked."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from hydra.utils import instantiate
+from transformers import PreTrainedTokenizerBase
 
+from twinbench.suite import SPLIT_SEED, Task
 from twinbench.system.mistakes import Mistake, mistakes
 from twinbench.tasks.metrics import check_fit
 
-SPLIT_SEED = 0  # of the split into training and validation rows; part of the protocol, not of a run
 
+@dataclass(frozen=True)
+class Spec:
+    """What a task file says beside where its rows come from.
 
-@dataclass(frozen=True, eq=False)
-class Task:
-    """Attributes:
-    columns: one text column, or two for sentence pairs.
-    classes: names by class id, or None for regression.
-    metrics: the first is the primary one.
-    head: for a task without an expert of its own, the task whose head scores it; None: its own expert's.
-    splits: ``train`` (experts), ``validation`` (held out of the training data, for routers and choices), ``test``,
-        and under other names what is scored beside it.
-    harness: per split the lm-eval task that scores a generative task, whose column is ``prompt``; None: a classifier's.
-    subsets: of generative tasks, per split that does not hold all documents which of them it holds, in words.
+    Attributes:
+        columns, classes, metrics, max_length, head: as in `Task`; ``classes`` is null for a regression.
+        rows: of train, validation and test; None takes what is there (for train: what validation leaves).
     """
 
-    name: str
-    columns: tuple[str, ...]
-    classes: tuple[str, ...] | None
-    metrics: tuple[str, ...]
+    columns: list[str]
+    classes: list[str] | None
+    metrics: list[str]
     max_length: int
-    splits: Mapping[str, pd.DataFrame]
+    rows: Mapping[str, int | None]
     head: str | None = None
-    harness: Mapping[str, Any] | None = None
-    subsets: Mapping[str, str] = field(default_factory=dict)
 
-    def labels(self, split: str) -> np.ndarray:
-        return self.splits[split]["label"].to_numpy()
 
-    def scored(self, split: str) -> list[str]:
-        """The splits that are scored where ``split`` is asked for: that one first, and those beside the test."""
-        further = [name for name in self.splits if name not in ("train", "validation", "test")]
-        return [split, *(further if split == "test" else [])]
+def read(
+    name: str, config: Mapping, sources: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> Task:
+    """Read a task of a resolved suite from its local sources."""
+    spec = Spec(**{key: value for key, value in config.items() if key not in ("sources", "data", "finetune")})
+    return load_task(name, spec, instantiate(config["data"]), sources, limit)
 
 
 def load_task(
+    name: str,
+    spec: Spec,
     data: Callable[..., dict[str, pd.DataFrame]],
     sources: Mapping[str, Path],
-    *,
-    name: str,
-    columns: list[str],
-    classes: list[str] | None,
-    metrics: list[str],
-    max_length: int,
-    rows: Mapping[str, int | None],
     limit: int | None = None,
-    head: str | None = None,
 ) -> Task:
     """Read a task, hold validation rows out of its training data, and check everything that can be wrong with it.
 
     Args:
         data: gives ``train`` and ``test`` frames from the local ``sources``, and others to be scored beside ``test``.
             A class label is an id or one of the names in ``classes``.
-        rows: rows of train, validation and test; None takes what is there (for train: what validation leaves).
         limit: of what is scored, at most the first so many rows.
 
     Raises:
         ValueError: classes that are not two names or more, a metric that is unknown or for another kind of task, a
             missing column, an empty or too small split, or a label that is no class of the task or no number.
     """
+    columns, classes, rows = spec.columns, spec.classes, spec.rows
     if classes is not None and len(set(classes)) < max(2, len(classes)):
         raise Mistake(f"task {name}: classes must be two different names or more, or null; got {list(classes)}")
-    check_fit(metrics, classes, f"task {name}")
+    check_fit(spec.metrics, classes, f"task {name}")
     with mistakes():
-        read = data(**sources)
-    frames = {split: _checked(name, split, frame, columns, classes) for split, frame in read.items()}
+        given = data(**sources)
+    frames = {split: _checked(name, split, frame, columns, classes) for split, frame in given.items()}
     train = frames["train"].iloc[np.random.default_rng(SPLIT_SEED).permutation(len(frames["train"]))]
     held_out = rows["validation"]
     splits = {
@@ -91,7 +78,14 @@ def load_task(
         raise Mistake(f"task {name}: limit must be at least 1 or null, got {limit}")
     scored = {split: frame.iloc[:limit] for split, frame in {"test": splits["test"], **further}.items()}
     splits = {split: frame.reset_index(drop=True) for split, frame in (splits | scored).items()}
-    return Task(name, tuple(columns), tuple(classes) if classes else None, tuple(metrics), max_length, splits, head)
+    kinds = tuple(classes) if classes else None
+    return Task(name, tuple(columns), kinds, tuple(spec.metrics), spec.max_length, splits, spec.head)
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, task: Task, split: str, count: int):
+    """Token ids of the first rows of a split, as the tokenizer gives them."""
+    texts = [task.splits[split][column].tolist()[:count] for column in task.columns]
+    return tokenizer(*texts, truncation=True, max_length=task.max_length)
 
 
 def _first(frame: pd.DataFrame, rows: int | None, who: str) -> pd.DataFrame:

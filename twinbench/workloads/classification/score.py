@@ -1,82 +1,105 @@
 """Scoring a classification task: one forward pass over a split, predictions, metrics."""
 
 import time
-from functools import lru_cache, partial
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from twinbench.merging.merged import with_route
-from twinbench.merging.method import Method, merge
-from twinbench.routing import learned
 from twinbench.routing.attach import attach
-from twinbench.routing.features import encoded, forward, predictions
-from twinbench.routing.learned import Setting
-from twinbench.suite import Suite, backbone, classifier, load
-from twinbench.tasks.metrics import score
+from twinbench.routing.batch import Routes
+from twinbench.routing.features import encodings, in_batches
+from twinbench.routing.layerwise import gated
+from twinbench.routing.learned import Setting, applied
+from twinbench.tasks.metrics import predictions
+from twinbench.tasks.metrics import score as metric_score
+from twinbench.workbench import Workbench, merged
+from twinbench.workloads.classification.open import classifier
 
-SHARED = 24  # rows on average that share a route from which on merging it costs less than running its parts beside
+SHARED = 24  # from this many rows per route on, merging each route is faster than running the parts beside the model
 
 
-def measure(
-    suite: Suite,
-    method: Method,
-    route: str | None,
-    setting: Setting,
-    task: str,
-    split: str,
-    lost: np.ndarray | None,
-) -> tuple[dict[str, float], pd.DataFrame, float]:
+def score(
+    bench: Workbench, setting: Setting, task: str, split: str, chosen: np.ndarray | None
+) -> tuple[dict[str, float], pd.DataFrame, float, dict]:
     """Score a split of a task.
 
     Args:
-        route: as `learned.applied` takes it.
-        lost: the rows that the router sent to another task's head, (n,); None under protocols that know the head. Such
-            a row is wrong: its class is -1, its regression value the mean of the training labels, which is all that is
-            known of a text nobody scored.
+        chosen: the task whose head the router picked for each row, (n,); None where the head is known. A row that was
+            sent to another task's head counts as wrong: class -1, or for a regression the mean training label.
 
     Returns:
-        The task's metrics, the primary one first; row, label and prediction of every row; the seconds of the pass.
+        The task's metrics, the primary one first; row, label and prediction of every row; the seconds of the pass; and
+        nothing more for the records.
     """
-    logits, seconds = _forward(suite, method, route, setting, task, split)
-    spec = suite.tasks[task]
-    labels, prediction = spec.labels(split).astype(float), predictions(logits, spec)
-    if lost is not None:
-        prediction = np.where(lost, -1.0 if spec.classes else float(spec.labels("train").mean()), prediction)
+    key = "logits", setting, task, split
+    logits, seconds = bench.remember(key, lambda: _forward(bench, setting, task, split))
+    spec = bench.suite.tasks[task]
+    labels, prediction = spec.labels(split).astype(float), predictions(logits.numpy(), spec.classes is not None)
+    if chosen is not None:
+        astray = -1.0 if spec.classes else float(spec.labels("train").mean())
+        prediction = np.where(chosen != task, astray, prediction)
     frame = pd.DataFrame({"row": range(len(prediction)), "label": labels, "prediction": prediction})
-    return {metric: score(metric, labels, prediction) for metric in spec.metrics}, frame, seconds
+    return {metric: metric_score(metric, labels, prediction) for metric in spec.metrics}, frame, seconds, {}
 
 
-@lru_cache(maxsize=128)
-def _forward(
-    suite: Suite, method: Method, route: str | None, setting: Setting, task: str, split: str
-) -> tuple[Tensor, float]:
-    """Run a task's rows in a split through the merged model: logits (n, outputs), and the seconds that it took."""
-    merged, _ = merge(suite, method, setting.gold_biases)
-    own = {name: suite.experts[task][name] for name in suite.base if name not in merged.shared}
-    weights = learned.applied(suite, method, route, setting, task, split)
-    encoded(suite, task, split)
-    module = backbone(suite, setting.device)
-    model = classifier(suite, task, module)
-    run = partial(forward, model, suite, task, split, batch_size=setting.batch_size)
+def _forward(bench: Workbench, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
+    """Logits (n, outputs) of a task's rows in a split under the merged model, and the seconds that it took."""
+    suite = bench.suite
+    made, _ = merged(bench, setting.method, setting.gold_biases)
+    own = {name: suite.experts[task][name] for name in suite.base if name not in made.shared}
+    weights = applied(bench, setting, task, split)
+    encodings(bench, task, split)  # to tokenize is no part of the pass, and runs share it
     start = time.perf_counter()
     if weights is None:
-        load(module, merged.shared | own)
-        logits = run()
-    else:
-        distinct, group = weights.unique(dim=0, return_inverse=True)
-        if len(distinct) > max(len(suite.experts), len(weights) // SHARED):
-            load(module, merged.shared | own)
-            with attach(module, merged.exclusive, setting.router.tolerance) as routes:
-                logits = run(routes=routes, weights=weights)
-        else:  # a handful of routes, or groups of rows: merge each once and run its rows through a static model
-            logits = None
-            for number, route_weights in enumerate(distinct):
-                rows = (group == number).nonzero().flatten()
-                load(module, with_route(merged, route_weights.tolist()) | own)
-                found = run(rows=rows.tolist())
-                if logits is None:
-                    logits = found.new_empty(len(weights), found.shape[1])
-                logits[rows] = found
+        with bench.holding(made.shared | own) as module, gated(module, made) if made.gates else nullcontext():
+            logits = forward(bench, classifier(suite, task, module), task, split)
+        return logits, time.perf_counter() - start
+    distinct, group = weights.unique(dim=0, return_inverse=True)
+    if len(distinct) > max(len(suite.experts), len(weights) // SHARED):
+        tolerance = setting.router.use.tolerance if setting.router else 0.0
+        with bench.holding(made.shared | own) as module, attach(module, made, tolerance) as routes:
+            logits = forward(bench, classifier(suite, task, module), task, split, routes=(routes, weights))
+        return logits, time.perf_counter() - start
+    logits = None
+    for number, route in enumerate(distinct):  # a handful of routes: each is merged once and is a static model
+        rows = (group == number).nonzero().flatten()
+        with bench.holding(with_route(made, route.tolist()) | own) as module:
+            found = forward(bench, classifier(suite, task, module), task, split, rows.tolist())
+        logits = found.new_empty(len(weights), found.shape[1]) if logits is None else logits
+        logits[rows] = found
     return logits, time.perf_counter() - start
+
+
+@torch.inference_mode()
+def forward(
+    bench: Workbench,
+    model: nn.Module,
+    task: str,
+    split: str,
+    rows: list[int] | None = None,
+    routes: tuple[Routes, Tensor] | None = None,
+) -> Tensor:
+    """Run a sequence classifier over rows of a split.
+
+    Args:
+        model: the bench's module under a head (`open.classifier`).
+        rows: which ones, and in what order the results come; None is all of them.
+        routes: of the parts attached to the model, with their weights (n, experts) for these rows.
+
+    Returns:
+        Logits (n, outputs), float32 on the CPU.
+    """
+    rows = list(range(len(bench.suite.tasks[task].splits[split]))) if rows is None else rows
+
+    def logits(batch: dict, chosen: list[int]) -> Tensor:
+        if routes is not None:
+            routes[0].weights = routes[1][chosen]
+        return model(**batch).logits
+
+    # neighbours with one route share their matrix products
+    order = None if routes is None else lambda at: int(routes[1][at].argmax())
+    return in_batches(bench, logits, task, split, rows, order)

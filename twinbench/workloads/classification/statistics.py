@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from twinbench.suite import classifier
+from twinbench.suite import Task
 from twinbench.system.mistakes import Mistake
-from twinbench.workloads.classification.data import Task
+from twinbench.workloads.classification.open import classifier
 
 
 def model(bench, task: str) -> nn.Module:

@@ -6,57 +6,67 @@ experts are trained on it, and lm-eval asks it again when it scores.
 
 import copy
 import logging
-import time
 import warnings
 from collections.abc import Mapping
-from functools import lru_cache, partial
-from importlib.metadata import version
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from twinbench.merging.factored import with_shared
-from twinbench.merging.method import Method, merge
-from twinbench.routing import learned
-from twinbench.routing.learned import Setting
-from twinbench.suite import Suite, backbone, load
-from twinbench.system import processes
+from twinbench.suite import SPLIT_SEED, Task
 from twinbench.system.mistakes import Mistake
-from twinbench.workloads.classification.data import SPLIT_SEED, Task
 
 TASKS = Path(__file__).parents[2] / "tasks" / "lm_eval"  # YAML files of our own
 MULTITURN = True  # few-shot examples as turns of a chat, where a task has any: lm-eval's default
 
 
-def load_task(
-    tokenizer: PreTrainedTokenizerBase,
-    sources: Mapping[str, Path],
-    *,
-    name: str,
-    lm_eval: str,
-    metrics: list[str],
-    max_length: int,
-    rows: Mapping[str, int | None],
-    limit: int | None = None,
-) -> Task:
-    """Open an lm-eval task and render its prompts.
+@dataclass(frozen=True)
+class Spec:
+    """What a task file says beside where its documents are.
 
-    Args:
-        tokenizer: of the base; where it has a chat template, prompts are in it.
-        sources: ``folder``, which our own tasks read; lm-eval's built-in ones know where their data is.
+    Attributes:
         lm_eval: the task: one of ours, any that lm-eval knows by name, or a task YAML file.
         metrics: of lm-eval's for this task, the primary one first.
         max_length: tokens of a prompt with its answer; of longer prompts the beginning is left out.
         rows: of train, validation (held out of the training documents where the task has no such split, or scores it)
             and test; drawn by a seed where there are more; None is all.
+    """
+
+    lm_eval: str
+    metrics: list[str]
+    max_length: int
+    rows: Mapping[str, int | None]
+
+
+def read(
+    name: str, config: Mapping, sources: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> Task:
+    """Read a task of a resolved suite from its local sources."""
+    spec = Spec(**{key: value for key, value in config.items() if key not in ("sources", "finetune")})
+    return load_task(name, spec, sources, tokenizer, limit)
+
+
+def load_task(
+    name: str,
+    spec: Spec,
+    sources: Mapping[str, Path],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None = None,
+) -> Task:
+    """Open an lm-eval task and render its prompts.
+
+    Args:
+        sources: ``folder``, which our own tasks read; lm-eval's built-in ones know where their data is.
+        tokenizer: of the base; where it has a chat template, prompts are in it.
         limit: at most so many rows of the test.
 
     Raises:
         ValueError: lm-eval has no such task, it has no documents to train on, or a metric is not among its own.
     """
+    lm_eval, metrics, rows = spec.lm_eval, spec.metrics, spec.rows
     opened = _opened(lm_eval, {key: str(path) for key, path in sources.items()})
     known = list(opened.aggregation())
     absent = [metric for metric in metrics if metric not in known]
@@ -72,84 +82,9 @@ def load_task(
         if len(found) < len(whole[split])
     }
     harness = {split: _scoring(opened, found) for split, found in docs.items()}
-    with _quiet():
+    with quiet():
         frames = {split: pd.DataFrame({"prompt": prompts(scored, tokenizer)}) for split, scored in harness.items()}
-    return Task(name, ("prompt",), None, tuple(metrics), max_length, frames, harness=harness, subsets=subsets)
-
-
-def measure(
-    suite: Suite, method: Method, route: str | None, setting: Setting, task: str, split: str
-) -> tuple[dict[str, float], pd.DataFrame, float, dict]:
-    """Let lm-eval score a split of a task.
-
-    Args:
-        route: as `learned.applied` takes it.
-
-    Returns:
-        The task's metrics, the primary one first, and that one by subject where documents have one; per document its
-        row, its primary score as ``prediction`` (a label it has none), lm-eval's hash of its prompt and what was
-        answered; the seconds that it took; and for the records ``warnings``, the ``harness``, lm-eval's version and
-        the task's, and the ``subset`` of the documents, None for all.
-    """
-    spec = suite.tasks[task]
-    results, seconds, said = _evaluated(suite, method, route, setting, task, split)
-    (found,), (samples,) = results["results"].values(), results["samples"].values()
-    named = [key.partition(",")[::2] for key in found]  # METRIC,FILTER: some tasks read an answer in several ways
-    reading = next(filtered for metric, filtered in named if metric == spec.metrics[0])
-    values = {metric: float(found[f"{metric},{reading}"]) for metric in spec.metrics}
-    samples = sorted((s for s in samples if s["filter"] == reading), key=lambda sample: sample["doc_id"])
-    frame = pd.DataFrame(
-        {
-            "row": range(len(samples)),
-            "label": np.nan,
-            "prediction": [float(sample[spec.metrics[0]]) for sample in samples],
-            "prompt_hash": [sample["prompt_hash"] for sample in samples],
-            "answer": [str(sample["filtered_resps"]) for sample in samples],
-        }
-    )
-    if "subject" in samples[0]["doc"]:  # MMLU's
-        subjects = frame.groupby([sample["doc"]["subject"] for sample in samples])["prediction"].mean()
-        values |= {f"{spec.metrics[0]}/{subject}": float(value) for subject, value in subjects.items()}
-    by = f"lm-eval {version('lm_eval')}, {spec.harness[split].config.task} {spec.harness[split].VERSION}"
-    return values, frame, seconds, {"warnings": said, "harness": by, "subset": spec.subsets.get(split)}
-
-
-@lru_cache(maxsize=128)
-def _evaluated(
-    suite: Suite, method: Method, route: str | None, setting: Setting, task: str, split: str
-) -> tuple[dict, float, list[str]]:
-    """What lm-eval says of a split of a task under the merged model, the seconds that it took, and warnings."""
-    from lm_eval.evaluator import evaluate
-
-    merged, spec = merge(suite, method, setting.gold_biases)[0], suite.tasks[task]
-    weights = learned.applied(suite, method, route, setting, task, split)
-    if suite.factored:
-        weights = torch.zeros(len(spec.splits[split]), 0) if weights is None else weights
-        weights = with_shared(weights, len(suite.experts))
-    model = _served(suite, setting.device, setting.batch_size)
-    model._max_length = spec.max_length
-    tolerance = setting.router.tolerance if setting.router else 0.0
-    start = time.perf_counter()
-    with _quiet(), model.serving(merged, weights, tolerance):
-        results = evaluate(
-            model,
-            {"tasks": {task: spec.harness[split]}, "groups": {}, "group_map": {}},
-            bootstrap_iters=0,
-            apply_chat_template=suite.tokenizer.chat_template is not None,
-            fewshot_as_multiturn=MULTITURN,
-        )
-        said = processes.gathered(model.warnings)
-        return results, time.perf_counter() - start, list(dict.fromkeys(said))
-
-
-@lru_cache(maxsize=1)
-def _served(suite: Suite, device: str, batch_size: int):
-    from twinbench.workloads.generation.served import Served  # lm-eval's models take seconds to import
-
-    module = backbone(suite, device)
-    with _quiet():
-        put = None if suite.factored else partial(load, module)
-        return Served(module, suite.tokenizer, put, batch_size, max_length=1)
+    return Task(name, ("prompt",), None, tuple(metrics), spec.max_length, frames, harness=harness, subsets=subsets)
 
 
 def prompts(scored, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -190,7 +125,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase):
     return written
 
 
-@lru_cache(maxsize=1)
+@cache
 def _everything():
     """lm-eval's own tasks; thousands of files."""
     from lm_eval.tasks import TaskManager
@@ -202,7 +137,7 @@ def _opened(task: str, metadata: Mapping[str, str]):
     """The lm-eval task with its documents."""
     from lm_eval.tasks import TaskManager
 
-    with _quiet():
+    with quiet():
         ours = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=dict(metadata))
         if task.endswith(".yaml"):
             (opened,) = ours.load(task)["tasks"].values()
@@ -247,7 +182,19 @@ def _scoring(opened, docs):
     return scored
 
 
-class _quiet:
+def encoded(tokenizer: PreTrainedTokenizerBase, task: Task, split: str, count: int):
+    """Token ids of the first prompts of a split, as the tokenizer gives them."""
+    texts = task.splits[split]["prompt"].tolist()[:count]
+    special = not begun(texts[0], tokenizer)  # the prompts of a task are written by one template
+    return tokenizer(texts, truncation=True, max_length=task.max_length, add_special_tokens=special)
+
+
+def begun(prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a prompt begins with the token that begins a text, as chat templates write it."""
+    return prompt.startswith(tokenizer.bos_token or "\0")
+
+
+class quiet:
     """lm-eval and rouge (absl) tell much that is no news here; datasets shows bars for files that take no time."""
 
     def __enter__(self):

@@ -4,11 +4,8 @@ An example is a prompt of the task in the base's own chat format and its right a
 Examples are packed: they fill rows of a fixed length, and attention does not cross from one to the next.
 """
 
-import json
-import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +16,14 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
     Trainer,
-    TrainingArguments,
 )
 
+from twinbench.suite import Task
 from twinbench.system.cached import made
-from twinbench.system.mistakes import Mistake
 from twinbench.weights.pretrained import open_pretrained
-from twinbench.workloads.classification.data import Task
-from twinbench.workloads.classification.finetune import Progress
-from twinbench.workloads.generation.data import answers
+from twinbench.workloads.generation.data import answers, begun
+from twinbench.workloads.training import arguments, checked, trained
 
 ROW = ("input_ids", "labels", "position_ids")
 METRIC = "token_accuracy"  # share of the answers' tokens that are the likeliest after what is right before them
@@ -65,36 +59,28 @@ class Recipe:
     bf16: bool = False
 
     def __post_init__(self):
-        for name, legal, wanted in (
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("tokens", self.tokens >= 16, "at least 16"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("lr", self.lr > 0, "above 0"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
-            ("rank", self.rank >= 1, "at least 1"),
-            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("targets", len(self.targets) > 0, "names of layers"),
-        ):
-            if not legal:
-                raise Mistake(f"suite.finetune.{name} must be {wanted}, got {getattr(self, name)}")
+        checked(
+            self,
+            tokens=(self.tokens >= 16, "at least 16"),
+            rank=(self.rank >= 1, "at least 1"),
+            dropout=(0 <= self.dropout < 1, "in [0, 1)"),
+            targets=(len(self.targets) > 0, "names of layers"),
+        )
 
 
-def finetune(
-    base: Path, task: Task, recipe: Recipe, folder: Path, device: str, tokenizer_folder: Path | None = None
-) -> Path:
+def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str, words: Path) -> Path:
     """Fine-tune an adapter of the base on a task unless ``folder`` has it already, undamaged.
 
     The folder appears when training has ended and everything is in it: a PEFT adapter, and ``training.json`` (recipe,
     learning curve, seconds).
 
     Args:
-        tokenizer_folder: for a base that comes without a tokenizer.
+        words: a folder with the tokenizer.
 
     Returns:
         folder
     """
-    return made(folder, lambda part: _train(base, tokenizer_folder or base, task, recipe, part, device))
+    return made(folder, lambda part: _train(base, words, task, recipe, part, device))
 
 
 def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> None:
@@ -103,11 +89,8 @@ def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, de
     tokenizer = open_pretrained(AutoTokenizer, words)
     examples = {split: encoded(task, split, tokenizer, recipe.tokens) for split in ("train", "validation")}
     tokens = sum(len(ids) for ids, _ in examples["train"])
-    print(
-        f"fine-tuning expert {task.name}: {len(examples['train'])} prompts, {tokens} tokens, {recipe.epochs} epochs on "
-        f"{device}",
-        flush=True,
-    )
+    size = f"{len(examples['train'])} prompts, {tokens} tokens, {recipe.epochs} epochs"
+    print(f"fine-tuning expert {task.name}: {size} on {device}", flush=True)
     torch.manual_seed(recipe.seed)  # before the adapter is drawn
     config = LoraConfig(
         r=recipe.rank,
@@ -117,43 +100,16 @@ def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, de
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(open_base(base), config)
-    arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=1,
-        learning_rate=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        warmup_steps=recipe.warmup,
-        eval_strategy="epoch",
-        logging_strategy="epoch",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,  # of the library's bars, which print a dict per epoch; Progress is ours
-        seed=recipe.seed,
-        bf16=recipe.bf16,
-        use_cpu=device == "cpu",
-        dataloader_pin_memory=device != "cpu",
-        remove_unused_columns=False,
-    )
     trainer = Trainer(
         model,
-        arguments,
+        arguments(recipe, folder, device, per_device_eval_batch_size=1, remove_unused_columns=False),
         _batch,
         train_dataset=packed(examples["train"], recipe.tokens, recipe.seed),
         eval_dataset=packed(examples["validation"], recipe.tokens, recipe.seed),
         preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
         compute_metrics=lambda output: {METRIC: _token_accuracy(output.predictions, output.label_ids)},
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(task.name, METRIC))
-    start = time.perf_counter()
-    trainer.train()
-    model.save_pretrained(folder)
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
-    history = {"recipe": asdict(recipe), "seconds": time.perf_counter() - start, "device": device}
-    history |= {"torch": torch.__version__, "curve": trainer.state.log_history}
-    (folder / "training.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+    trained(trainer, model, recipe, folder, (task.name, METRIC))
 
 
 def open_base(folder: Path) -> PreTrainedModel:
@@ -169,8 +125,7 @@ def encoded(
     """Token ids of every prompt with its answer and an end, and labels, which are -100 where there is no loss."""
     found = []
     for prompt, answer in zip(task.splits[split]["prompt"], answers(task.harness[split]), strict=True):
-        begun = prompt.startswith(tokenizer.bos_token or "\0")  # by its chat template
-        before = tokenizer(prompt, add_special_tokens=not begun)["input_ids"]
+        before = tokenizer(prompt, add_special_tokens=not begun(prompt, tokenizer))["input_ids"]
         after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         ids, labels = before + after, [-100] * len(before) + after
         found.append((ids[-longest:], labels[-longest:]))

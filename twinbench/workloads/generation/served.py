@@ -4,23 +4,24 @@ Log-likelihoods are computed here, not by ``HFLM``: the options of a question sh
 are formed where an answer is, not over the whole prompt. Generation is ``HFLM``'s own.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from twinbench.merging.merged import Merged, with_route
 from twinbench.routing.attach import attach
 from twinbench.routing.batch import Routes
+from twinbench.routing.layerwise import gated
 from twinbench.system import processes
+from twinbench.workbench import Workbench
 
-SHARED = 24  # prompts on average that share a route from which on merging it costs less than running its parts beside
+SHARED = 24  # from this many prompts per route on, merging each route is faster than running the parts beside the model
 
 
 class Served(HFLM):
@@ -30,23 +31,15 @@ class Served(HFLM):
         warnings: what happened to the prompts since `serving` began, in words.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        load: Callable[[Mapping[str, Tensor]], None] | None,
-        batch_size: int,
-        max_length: int,
-    ):
-        """Serve a model.
+    def __init__(self, bench: Workbench, max_length: int):
+        """Serve the bench's module.
 
         Args:
-            load: puts a merged state dict into the model; None: the model stays as it is, and parts run beside it.
-            batch_size: prompts in a forward pass.
             max_length: tokens of a prompt with its answer; of longer prompts the beginning is left out.
         """
-        super().__init__(model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
-        self._load, self._merged, self._weights, self._tolerance = load, None, None, 0.0
+        given = {"tokenizer": bench.suite.tokenizer, "batch_size": bench.batch_size, "max_length": max_length}
+        super().__init__(bench.module, backend="causal", **given)
+        self._bench, self._merged, self._weights, self._tolerance = bench, None, None, 0.0
         self._routes: Routes | None = None
         self._route_of: dict[str, Tensor] = {}
         self.warnings: list[str] = []
@@ -92,16 +85,18 @@ class Served(HFLM):
 
     def _by_route(self, ask: Callable[[list[Instance]], list], requests: list[Instance]) -> list:
         """Ask requests under the weights of their routes; a handful of routes are merged, others run side by side."""
-        if self._weights is None:
-            self._load(self._merged.shared)
-            return ask(requests)
-        routes = self._weights[[request.doc_id for request in requests]]
-        distinct, group = routes.unique(dim=0, return_inverse=True)
-        if self._load is None or len(distinct) > max(self._weights.shape[1], len(routes) // SHARED):
-            if self._load:
-                self._load(self._merged.shared)
-            self._route_of = {request.args[0]: route for request, route in zip(requests, routes, strict=True)}
-            with attach(self.model, self._merged.exclusive, self._tolerance) as self._routes:
+        merged, factored = self._merged, self._bench.suite.factored
+        shared = None if factored else merged.shared  # factors run beside the base, which the module holds and keeps
+        if self._weights is None and not merged.always:
+            with self._bench.holding(shared), gated(self.model, merged) if merged.gates else nullcontext():
+                return ask(requests)
+        weights = torch.zeros(1, 0).expand(len(requests), 0)
+        if self._weights is not None:
+            weights = self._weights[[request.doc_id for request in requests]]
+        distinct, group = weights.unique(dim=0, return_inverse=True)
+        if factored or len(distinct) > max(weights.shape[1], len(weights) // SHARED):
+            self._route_of = {request.args[0]: route for request, route in zip(requests, weights, strict=True)}
+            with self._bench.holding(shared), attach(self.model, merged, self._tolerance) as self._routes:
                 try:
                     return ask(requests)
                 finally:
@@ -109,8 +104,9 @@ class Served(HFLM):
         found: list = [None] * len(requests)
         for number, route in enumerate(distinct):
             rows = (group == number).nonzero().flatten().tolist()
-            self._load(with_route(self._merged, route.tolist()))
-            for row, answer in zip(rows, ask([requests[row] for row in rows]), strict=True):
+            with self._bench.holding(with_route(merged, route.tolist())):
+                answers = ask([requests[row] for row in rows])
+            for row, answer in zip(rows, answers, strict=True):
                 found[row] = answer
         return found
 

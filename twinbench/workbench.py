@@ -1,0 +1,140 @@
+"""What the runs of a sweep share: one module, and what was computed with it, bounded in bytes.
+
+A sweep's jobs differ in little: they ask for the same merges, routers, features and forward passes. Each of these is
+remembered under all that it depends on, so a shared number is the number.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from twinbench.merging.merged import Merged, materialize
+from twinbench.merging.method import Method, factored
+from twinbench.suite import Suite
+from twinbench.weights.state_dict import StateDict, listed
+
+T = TypeVar("T")
+
+
+class Workbench:
+    """A suite, where it runs, the one module that it runs in, and what was computed so far.
+
+    Attributes:
+        suite: what is merged and scored.
+        device, batch_size: where models run, and in what portions.
+        limit: bytes of remembered values. Those used longest ago go first; the newest stays, however large.
+    """
+
+    def __init__(self, suite: Suite, device: str, batch_size: int, limit: int):
+        self.suite, self.device, self.batch_size, self.limit = suite, device, batch_size, limit
+        self._values: OrderedDict[Hashable, tuple[object, int]] = OrderedDict()
+        self._held = False
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The module that every merged state dict is put into; it holds the base until then."""
+        return self.suite.workload.module(self.suite, self.device)
+
+    @contextmanager
+    def holding(self, state: Mapping[str, Tensor] | None) -> Iterator[nn.Module]:
+        """Let the module hold a state dict while the context lasts; None leaves in it what it holds.
+
+        A tied weight is in the state under one of its names. What the state does not have (a head) stays as it is.
+
+        Raises:
+            RuntimeError: names or shapes differ; or another state is being held, which this one would overwrite.
+        """
+        if self._held:
+            raise RuntimeError("the module holds one state at a time: ask the router before a forward pass begins")
+        self._held = True
+        try:
+            if state is not None:
+                self._load(state)
+            yield self.module
+        finally:
+            self._held = False
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        missing, unexpected = self.module.load_state_dict(state, strict=False)
+        tied = getattr(self.module, "all_tied_weights_keys", {})
+        missing = [name for name in missing if name not in tied and name in self.suite.base]
+        if missing or unexpected:
+            kind = type(self.module).__name__
+            raise RuntimeError(f"{kind} lacks {listed(missing)} or has no {listed(unexpected)}")
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of ``make()``, computed now or at an earlier call with the same key."""
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key][0]
+        value = make()
+        self._values[key] = value, held_bytes(value, set())
+        while self.remembered_bytes() > self.limit and len(self._values) > 1:
+            self._values.popitem(last=False)
+        return value
+
+    def remembered_bytes(self) -> int:
+        """Bytes of all remembered values; a tensor in two of them counts twice."""
+        return sum(size for _, size in self._values.values())
+
+
+def held_bytes(value: object, seen: set[int]) -> int:
+    """Memory of the tensors, arrays, frames and texts in a value; a tensor that is there twice counts once."""
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        new = storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        return storage.nbytes() if new else 0
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, pd.DataFrame):
+        return int(value.memory_usage(deep=True).sum())
+    if isinstance(value, nn.Module):
+        return sum(held_bytes(tensor, seen) for tensor in value.state_dict().values())
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, StateDict):
+        return 0  # read on access
+    if isinstance(value, Mapping):
+        return sum(held_bytes(item, seen) for item in value.values())
+    if isinstance(value, list | tuple):
+        if value and all(type(item) is int for item in value):
+            return 8 * len(value)
+        return sum(held_bytes(item, seen) for item in value)
+    if is_dataclass(value):
+        return sum(held_bytes(getattr(value, each.name), seen) for each in fields(value))
+    return 8
+
+
+def merged(bench: Workbench, method: Method, gold_biases: bool) -> tuple[Merged, float]:
+    """The merge in memory, and its seconds, those of its shared expert included.
+
+    Args:
+        gold_biases: biases stay each task's own, so they are not merged.
+    """
+    return bench.remember(("merge", method, gold_biases), lambda: _merged(bench, method, gold_biases))
+
+
+def _merged(bench: Workbench, method: Method, gold_biases: bool) -> tuple[Merged, float]:
+    suite, before = bench.suite, 0.0
+    names = [name for name in suite.base if not (gold_biases and "bias" in name)]
+    base, *experts = (StateDict(names, state.__getitem__) for state in (suite.base, *suite.experts.values()))
+    experts = dict(zip(suite.experts, experts, strict=True))
+    if suite.factored:
+        start = time.perf_counter()
+        return factored(method, suite.base, suite.experts), time.perf_counter() - start
+    given = {}
+    if method.shared:
+        shared, before = merged(bench, method.shared, gold_biases)
+        given["shared"] = shared.shared
+    start = time.perf_counter()
+    made = materialize(method.merge(base, experts, **given), progress=f"merging {method.name}")
+    return made, before + time.perf_counter() - start

@@ -1,0 +1,79 @@
+"""Scoring a generative task: lm-eval asks the live model, under the route of each prompt."""
+
+import time
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+
+from twinbench.routing.learned import Setting, applied
+from twinbench.system import processes
+from twinbench.workbench import Workbench, merged
+from twinbench.workloads.generation.data import MULTITURN, quiet
+
+
+def score(
+    bench: Workbench, setting: Setting, task: str, split: str, chosen: np.ndarray | None
+) -> tuple[dict[str, float], pd.DataFrame, float, dict]:
+    """Let lm-eval score a split of a task.
+
+    Args:
+        chosen: not used: there are no heads.
+
+    Returns:
+        The task's metrics, the primary one first, and that one by subject where documents have one; per document its
+        row, its primary score as ``prediction`` (a label it has none), lm-eval's hash of its prompt and what was
+        answered; the seconds that it took; and for the records ``warnings``, the ``harness``, lm-eval's version and
+        the task's, and the ``subset`` of the documents, None for all.
+    """
+    spec = bench.suite.tasks[task]
+    key = "evaluated", setting, task, split
+    results, seconds, said = bench.remember(key, lambda: _evaluated(bench, setting, task, split))
+    (found,), (samples,) = results["results"].values(), results["samples"].values()
+    named = [key.partition(",")[::2] for key in found]  # METRIC,FILTER: some tasks read an answer in several ways
+    reading = next(filtered for metric, filtered in named if metric == spec.metrics[0])
+    values = {metric: float(found[f"{metric},{reading}"]) for metric in spec.metrics}
+    samples = sorted((s for s in samples if s["filter"] == reading), key=lambda sample: sample["doc_id"])
+    frame = pd.DataFrame(
+        {
+            "row": range(len(samples)),
+            "label": np.nan,
+            "prediction": [float(sample[spec.metrics[0]]) for sample in samples],
+            "prompt_hash": [sample["prompt_hash"] for sample in samples],
+            "answer": [str(sample["filtered_resps"]) for sample in samples],
+        }
+    )
+    if "subject" in samples[0]["doc"]:  # MMLU's
+        subjects = frame.groupby([sample["doc"]["subject"] for sample in samples])["prediction"].mean()
+        values |= {f"{spec.metrics[0]}/{subject}": float(value) for subject, value in subjects.items()}
+    by = f"lm-eval {version('lm_eval')}, {spec.harness[split].config.task} {spec.harness[split].VERSION}"
+    return values, frame, seconds, {"warnings": said, "harness": by, "subset": spec.subsets.get(split)}
+
+
+def _evaluated(bench: Workbench, setting: Setting, task: str, split: str) -> tuple[dict, float, list[str]]:
+    """What lm-eval says of a split of a task under the merged model, the seconds that it took, and warnings."""
+    from lm_eval.evaluator import evaluate
+
+    (made, _), spec = merged(bench, setting.method, setting.gold_biases), bench.suite.tasks[task]
+    weights = applied(bench, setting, task, split)
+    model = bench.remember("served", lambda: _served(bench))
+    model._max_length = spec.max_length
+    tolerance = setting.router.use.tolerance if setting.router else 0.0
+    start = time.perf_counter()
+    with quiet(), model.serving(made, weights, tolerance):
+        results = evaluate(
+            model,
+            {"tasks": {task: spec.harness[split]}, "groups": {}, "group_map": {}},
+            bootstrap_iters=0,
+            apply_chat_template=bench.suite.tokenizer.chat_template is not None,
+            fewshot_as_multiturn=MULTITURN,
+        )
+        said = processes.gathered(model.warnings)
+        return results, time.perf_counter() - start, list(dict.fromkeys(said))
+
+
+def _served(bench: Workbench):
+    from twinbench.workloads.generation.served import Served  # lm-eval's models take seconds to import
+
+    with quiet():
+        return Served(bench, max_length=1)
