@@ -171,7 +171,7 @@ def _parts(hint: object) -> tuple:
     return (float, int) if hint is float else (hint,)
 
 
-KINDS = {name: _parts(hint) for name, hint in get_type_hints(Record).items()} | {"protocol": tuple(PROTOCOLS)}
+KINDS = {name: _parts(hint) for name, hint in get_type_hints(Record).items()} | {"protocol": PROTOCOLS}
 MEASURED = {name: None for name in KINDS if name not in Attempt.__annotations__}  # as a failed run has them
 
 
@@ -183,6 +183,6 @@ def _legal(row: Mapping, key: str) -> bool:
     return finite and (type(value) in legal or (type(value) is str and value in legal))
 
 
-def _words(legal: tuple) -> list:
+def _words(legal: Iterable) -> list:
     """What is legal, for an error: a whole number goes without saying where any number will do."""
     return ["null" if part is NoneType else part for part in legal if part is not int or float not in legal]
