@@ -49,6 +49,19 @@ class StateDict(Mapping[str, Tensor]):
         return len(self._names)
 
 
+def keeping_last(state: Mapping[str, Tensor]) -> StateDict:
+    """The same tensors, of which the one asked for last is kept: whoever asks for it next gets the same memory."""
+    last: dict[str, Tensor] = {}
+
+    def tensor(name: str) -> Tensor:
+        if name not in last:
+            last.clear()
+            last[name] = state[name]
+        return last[name]
+
+    return StateDict(state, tensor)
+
+
 def by_pieces(
     base: Mapping[str, Tensor],
     experts: Mapping[str, Mapping[str, Tensor]],
