@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from twinbench.suite import Task
 from twinbench.system.mistakes import Mistake
+from twinbench.workloads.classification.data import encoded
 from twinbench.workloads.classification.open import classifier
 
 
@@ -25,8 +26,7 @@ def batches(bench, task: str, split: str, rows: int, batch_size: int) -> Iterato
     frame = spec.splits[split]
     if rows > len(frame):
         raise Mistake(f"task {task}: rows must be in [1, {len(frame)}], the rows of its {split} split; got {rows}")
-    texts = [frame[column].tolist()[:rows] for column in spec.columns]
-    inputs = tokenizer(*texts, truncation=True, max_length=spec.max_length)
+    inputs = encoded(tokenizer, spec, split, rows)
     order = sorted(range(rows), key=lambda row: len(inputs["input_ids"][row]))
     for start in range(0, rows, batch_size):
         chosen = order[start : start + batch_size]

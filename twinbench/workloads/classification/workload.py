@@ -5,5 +5,19 @@ from twinbench.workloads.classification.data import encoded, read
 from twinbench.workloads.classification.finetune import Recipe, finetune
 from twinbench.workloads.classification.open import module, open_suite, open_tokenizer
 from twinbench.workloads.classification.score import score
+from twinbench.workloads.classification.statistics import batches, log_likelihoods, model
 
-__all__ = ["Recipe", "costs", "encoded", "finetune", "module", "open_suite", "open_tokenizer", "read", "score"]
+__all__ = [
+    "Recipe",
+    "batches",
+    "costs",
+    "encoded",
+    "finetune",
+    "log_likelihoods",
+    "model",
+    "module",
+    "open_suite",
+    "open_tokenizer",
+    "read",
+    "score",
+]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from twinbench.system.mistakes import Mistake
+from twinbench.workloads.generation.data import encoded
 
 
 def model(bench, task: str) -> nn.Module:
@@ -28,9 +29,7 @@ def batches(bench, task: str, split: str, rows: int, batch_size: int) -> Iterato
     prompts = spec.splits[split]["prompt"].tolist()
     if rows > len(prompts):
         raise Mistake(f"task {task}: rows must be in [1, {len(prompts)}], the rows of its {split} split; got {rows}")
-    begun = prompts[0].startswith(tokenizer.bos_token or "\0")  # by its chat template
-    given = {"truncation": True, "max_length": spec.max_length, "add_special_tokens": not begun}
-    ids = sorted(tokenizer(prompts[:rows], **given)["input_ids"], key=len)
+    ids = sorted(encoded(tokenizer, spec, split, rows)["input_ids"], key=len)
     for start in range(0, rows, batch_size):
         batch = {"input_ids": ids[start : start + batch_size]}
         yield dict(tokenizer.pad(batch, padding_side="right", return_tensors="pt").to(bench.device))
