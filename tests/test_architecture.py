@@ -21,45 +21,6 @@ ORDER = """
 BASELINES_IMPORT = ["baselines", "twinbench.weights", "twinbench.merging", "twinbench.system.mistakes"]
 NO_TORCH = ["plan", "records", "report"]
 CONTRACT = {"merge", "factored"}  # a method's hyperparameters are its arguments, as many as it has
-# What breaks a rule today; the lists end empty.
-NOT_YET = {
-    "arrows": {
-        "merging -> suite",
-        "routing -> workloads/classification",
-        "suite -> workloads/classification",
-        "workloads/generation -> workloads/classification",
-    },
-    "long": {
-        "twinbench/workloads/generation/finetune.py:_train",
-    },
-    "arguments": {
-        "twinbench/benchmark.py:run",
-        "twinbench/export/folder.py:export",
-        "twinbench/routing/features.py:_batched",
-        "twinbench/routing/features.py:features",
-        "twinbench/routing/features.py:forward",
-        "twinbench/routing/learned.py:_extracted",
-        "twinbench/suite.py:open_causal_suite",
-        "twinbench/workloads/classification/data.py:load_task",
-        "twinbench/workloads/generation/data.py:load_task",
-    },
-    "kinds": {
-        "twinbench/benchmark.py",
-        "twinbench/command.py",
-        "twinbench/plan/identity.py",
-        "twinbench/plan/job.py",
-        "twinbench/plan/preflight.py",
-        "twinbench/plan/suite.py",
-        "twinbench/prepare.py",
-        "twinbench/routing/features.py",
-        "twinbench/suite.py",
-    },
-}
-
-
-def check(rule: str, found: set[str]) -> None:
-    assert not found - NOT_YET[rule], f"{rule}: broken by {sorted(found - NOT_YET[rule])}"
-    assert not NOT_YET[rule] - found, f"{rule}: kept now, so take out of NOT_YET {sorted(NOT_YET[rule] - found)}"
 
 
 @cache
@@ -148,7 +109,7 @@ def says_kind(node: ast.AST) -> bool:
 
 def test_no_arrow_between_rooms_runs_up():
     up = {f"{a} -> {b}" for a, others in arrows().items() for b in others if rank(b) >= rank(a)}
-    check("arrows", up)
+    assert not up
 
 
 def test_there_are_few_rooms_and_floors():
@@ -186,11 +147,11 @@ def test_plan_records_and_report_import_no_torch():
 
 
 def test_functions_are_short():
-    check("long", {name for name, function in functions() if code_lines(function) > 50})
+    assert not {name for name, function in functions() if code_lines(function) > 50}
 
 
 def test_functions_take_few_arguments():
-    check("arguments", {name for name, f in functions() if len(arguments(f)) > 7 and f.name not in CONTRACT})
+    assert not {name for name, f in functions() if len(arguments(f)) > 7 and f.name not in CONTRACT}
 
 
 def test_only_workloads_branch_on_the_kind_of_model():
@@ -199,7 +160,7 @@ def test_only_workloads_branch_on_the_kind_of_model():
         for path, tree in sources()
         if not room(path).startswith("workloads/") and any(map(says_kind, ast.walk(tree)))
     }
-    check("kinds", found)
+    assert not found
 
 
 def test_no_test_file_imports_another():

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from twinbench.suite import open_suite
-from twinbench.workloads.classification.data import load_task
+from twinbench.workloads.classification.data import Spec, load_task
+from twinbench.workloads.classification.open import open_suite, open_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
 CLASSES = {"letters": ["a", "b"], "colours": ["red", "green", "blue"], "size": None}
@@ -64,11 +64,10 @@ def write_suite(root: Path, conf: Path, **changes) -> None:
         for task in CLASSES
     }
     suite = {
+        "defaults": [{"/workload@_here_": "classification"}],
         "name": "tiny",
         "base": {"path": str(root / "base")},
         "tasks": tasks,
-        "finetune": None,
-        "only": None,
         "checkpoints": {task: {"path": str(root / "experts" / task)} for task in CLASSES},
     }
     (conf / "suite").mkdir(parents=True, exist_ok=True)
@@ -81,13 +80,15 @@ def edit_weights(folder: Path, edit) -> None:
     save_file(edit(load_file(path)), path, metadata={"format": "pt"})
 
 
-def make_task(name, frames=None, **changes):
+def make_task(name, frames=None, limit=None, **changes):
     settings = {"columns": ["text"], "classes": CLASSES[name], "metrics": METRICS[name], "max_length": 16}
     settings |= {"rows": {"train": 20, "validation": 5, "test": None}} | changes
     frames = frames or {"train": frame(name, 40, 0), "test": frame(name, 10, 1)}
-    return load_task(lambda: frames, {}, name=name, **settings)
+    return load_task(name, Spec(**settings), lambda: frames, {}, limit)
 
 
 def opened(root, head="pooler"):
     tasks = {task: make_task(task) for task in CLASSES}
-    return open_suite("tiny", root / "base", {task: root / "experts" / task for task in CLASSES}, tasks, head=head)
+    experts = {task: root / "experts" / task for task in CLASSES}
+    settings = {"name": "tiny", "merged": list(CLASSES), "head": head}
+    return open_suite(root / "base", experts, tasks, open_tokenizer(root / "base"), settings)
