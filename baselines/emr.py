@@ -39,7 +39,7 @@ def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
 
     def part(task: str, name: str) -> Masked:
         own = elected[name]
-        return Masked(packed(_agrees(experts[task][name], base[name], own)), scales[task], own)
+        return Masked(packed(_agrees(experts[task][name], base[name], own)), torch.tensor(scales[task]), own)
 
     exclusive = {task: StateDict(names, lambda name, task=task: part(task, name)) for task in experts}
     return Merged(base, exclusive, common=elected)
@@ -62,7 +62,7 @@ def _scales(
     experts: Mapping[str, Mapping[str, Tensor]],
     elected: Mapping[str, Tensor],
     reduce: Callable[[Tensor], Tensor],
-) -> dict[str, Tensor]:
+) -> dict[str, float]:
     """lambda of each task, one number for all tensors; 0 for an expert that agrees with nothing."""
     whole, kept = (dict.fromkeys(experts, 0.0) for _ in range(2))
     for name in elected:
@@ -70,4 +70,4 @@ def _scales(
             vector = expert[name].float() - base[name].float()
             whole[task] += reduce(vector.abs()).item()
             kept[task] += reduce(elected[name].abs() * _agrees(expert[name], base[name], elected[name])).item()
-    return {task: torch.tensor(whole[task] / kept[task] if kept[task] else 0.0) for task in experts}
+    return {task: whole[task] / kept[task] if kept[task] else 0.0 for task in experts}
