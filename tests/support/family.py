@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
+from twinbench.suite import Suite, Task
+from twinbench.workbench import Workbench
 from twinbench.workloads.classification.data import Spec, load_task
 from twinbench.workloads.classification.open import open_suite, open_tokenizer
 
@@ -80,15 +82,22 @@ def edit_weights(folder: Path, edit) -> None:
     save_file(edit(load_file(path)), path, metadata={"format": "pt"})
 
 
-def make_task(name, frames=None, limit=None, **changes):
-    settings = {"columns": ["text"], "classes": CLASSES[name], "metrics": METRICS[name], "max_length": 16}
-    settings |= {"rows": {"train": 20, "validation": 5, "test": None}} | changes
+def make_task(name: str, frames: dict[str, pd.DataFrame] | None = None, limit: int | None = None, **changes) -> Task:
+    """A task of the family, of the given frames; `changes` replace what its file says."""
+    said = {"columns": ["text"], "classes": CLASSES[name], "metrics": METRICS[name], "max_length": 16}
+    said |= {"rows": {"train": 20, "validation": 5, "test": None}} | changes
     frames = frames or {"train": frame(name, 40, 0), "test": frame(name, 10, 1)}
-    return load_task(name, Spec(**settings), lambda: frames, {}, limit)
+    return load_task(name, Spec(**said), lambda: frames, {}, limit)
 
 
-def opened(root, head="pooler"):
-    tasks = {task: make_task(task) for task in CLASSES}
-    experts = {task: root / "experts" / task for task in CLASSES}
-    settings = {"name": "tiny", "merged": list(CLASSES), "head": head}
+def opened(root: Path, head: str = "pooler", tasks: dict[str, Task] | None = None) -> Suite:
+    """The family, or some tasks of it, as a suite that merges all experts."""
+    tasks = tasks or {task: make_task(task) for task in CLASSES}
+    experts = {task: root / "experts" / task for task in tasks}
+    settings = {"name": "tiny", "merged": list(tasks), "head": head}
     return open_suite(root / "base", experts, tasks, open_tokenizer(root / "base"), settings)
+
+
+def bench(suite: Suite, batch_size: int = 8) -> Workbench:
+    """A workbench of the CPU that forgets nothing."""
+    return Workbench(suite, "cpu", batch_size, 10**9)
