@@ -6,7 +6,15 @@ from pathlib import Path
 
 from twinbench.assets.sources import by_content
 from twinbench.plan.identity import hashed, leaf_identity, suite_identity
-from twinbench.plan.signature import Signature, checked_signature, completed, draws, hyperparameters, most_read
+from twinbench.plan.signature import (
+    Signature,
+    checked_signature,
+    completed,
+    draws,
+    hyperparameters,
+    most_read,
+    signature,
+)
 from twinbench.plan.suite import merged, workload
 from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.system import source
@@ -14,6 +22,7 @@ from twinbench.system.mistakes import Mistake, one_of
 
 SPLITS = ("test", "validation")
 UNWRITTEN = {"task": "each task a model of its own", "layer": "each linear layer experts of its own"}  # by route
+WRITTEN = "twinbench.routing.mlp.Mlp"  # the router model that others can build from ``router.json``
 CONFIGURATION = ("suite_id", "method", "params", "router", "protocol", "seed", "split")  # what a person has chosen
 
 
@@ -133,8 +142,8 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
         # An id has the router's class and its settings in one list, whichever leaf they stand in.
         kind = "Oracle" if oracle else asked["model"]["_target_"].rpartition(".")[2]
         hashes.append({"class": kind, "values": by_content(settings)})
-        drawn |= not oracle
         if not oracle:
+            drawn |= _router_draws(asked)
             needs.append("training labels" if settings["minimum_risk"] else "training inputs")
     suite = suite_identity(config["suite"])
     shared = leaves.get("shared")
@@ -204,7 +213,10 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
     if PROTOCOLS[job.protocol].gold_biases:
         said = f"protocol={job.protocol} keeps every task's own biases, so there is no one model to export"
         raise Mistake(f"{said}; use {NORMALIZER}")
-    reads = job.router or {}
+    reads, model = job.router or {}, job.config["router"]["model"]
+    if reads and model and model["_target_"] != WRITTEN:
+        kind = model["_target_"].rpartition(".")[2]
+        raise Mistake(f"export writes routers of linear layers, such as router=mlp, got router.model {kind}")
     if reads.get("minimum_risk"):
         raise Mistake("export writes a router whose weights are its probabilities: router.use.minimum_risk=false")
     if reads.get("source", "shared") != "shared" or reads.get("characters"):
@@ -239,6 +251,12 @@ def _form(config: Mapping, leaf: Leaf) -> dict:
 def _router(asked: Mapping) -> dict:
     """The settings of a router's three leaves, one after the other; no two have the same name."""
     return {**asked["features"], **completed(asked["model"]), **asked["use"]}
+
+
+def _router_draws(asked: Mapping) -> bool:
+    """Whether a router's seed changes its weights: by the fit of its model, or by the first centres of its groups."""
+    model = asked["model"]
+    return draws(signature(model["_target_"]), completed(model)) or asked["use"]["groups"] is not None
 
 
 def _check_protocol(config: Mapping, method: str, known: bool) -> None:

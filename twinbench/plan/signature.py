@@ -23,7 +23,8 @@ class Signature:
         arguments: a function's keyword-only ones; a dataclass's fields.
         defaults: of those arguments whose default is a literal.
         route: ``ROUTE``: how a method finds w(x): None, "task", "router" or "layer".
-        draws: ``DRAWS``: per hyperparameter the values under which a method draws random numbers; None: under all.
+        draws: ``DRAWS``: per hyperparameter the values under which a method or a router's model draws random numbers;
+            None: under all; empty: under none, as of a function without an argument ``seed``.
         role: ``ROLE``: "upper bound", "lower bound" or "one expert" for a method that is no rival; None for the others.
         reads: the data that a method's prepared arguments read, one of `READS`.
     """
@@ -48,7 +49,8 @@ def signature(target: str) -> Signature:
     for key in constants["DRAWS"] or ():
         one_of(f"hyperparameter in DRAWS of {module}", key, arguments)
     needs = most_read(prepared_reads(name) for name in arguments.keys() & NAMED)
-    route, drawn, role = (constants[name] for name in ("ROUTE", "DRAWS", "ROLE"))
+    drawn = constants["DRAWS"] if "seed" in arguments or isinstance(own, ast.ClassDef) else {}
+    route, role = constants["ROUTE"], constants["ROLE"]
     return Signature(frozenset(arguments), _literals(arguments), route, drawn, role, needs)
 
 
@@ -63,9 +65,7 @@ def most_read(needs: Iterable[str]) -> str:
 
 
 def draws(takes: Signature, values: Mapping) -> bool:
-    """Whether a method draws random numbers under these hyperparameters, so that its seed changes its result."""
-    if "seed" not in takes.arguments:
-        return False
+    """Whether a method or a router's model draws random numbers under these values: then a seed changes its result."""
     return takes.draws is None or any(values[key] in drawn for key, drawn in takes.draws.items())
 
 

@@ -98,8 +98,11 @@ class Fitted(Protocol):
 class Model(Protocol):
     """What a router's ``model`` leaf makes: settings that can be fitted."""
 
-    def fit(self, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], seed: int) -> nn.Module:
-        """Fit to features (n, width) and expert positions (n,); the held-out rows choose. A `Fitted` module."""
+    def fit(self, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], seed: int | None) -> nn.Module:
+        """Fit to features (n, width) and expert positions (n,); the held-out rows choose. A `Fitted` module.
+
+        A model that draws no random numbers says ``DRAWS = {}`` in its module, and its seed is in no identity.
+        """
 
 
 @dataclass(frozen=True)
