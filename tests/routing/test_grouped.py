@@ -3,18 +3,17 @@
 import pytest
 import torch
 
-from support.family import CLASSES, opened
+from support.family import CLASSES, bench, opened
+from support.routing import STATIC, recipe
 from twinbench import benchmark
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis
-from twinbench.merging.merged import Merged
 from twinbench.merging.method import Method
+from twinbench.protocol import PROTOCOLS
 from twinbench.routing import learned
 from twinbench.routing.learned import Setting
-from twinbench.routing.router import Mlp, grouped
+from twinbench.routing.router import grouped
 from twinbench.workloads.classification import score as classification
-
-RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 3, "batch_size": 16, "top_k": None}
 
 
 def drawn(rows: int, experts: int = 4) -> torch.Tensor:
@@ -52,17 +51,15 @@ def test_repeats_itself_and_takes_equal_rows():
 
 
 def test_groups_must_be_positive():
-    with pytest.raises(ValueError, match=r"router\.groups"):
-        Mlp(**RECIPE, groups=0)
+    with pytest.raises(ValueError, match=r"router\.use\.groups"):
+        recipe(groups=0)
 
 
 def test_a_grouped_router_gives_a_split_few_routes(family):
-    suite = opened(family)
-    static = Method("average", lambda base, experts: Merged(base), None, None)
-    routes = {}
+    shared, routes = bench(opened(family)), {}
     for groups in (None, 1):
-        setting = Setting(False, Mlp(**RECIPE, groups=groups), 0, "cpu", 8)
-        routes[groups] = {task: learned.weights(suite, static, setting, task, "test")[0] for task in CLASSES}
+        setting = Setting(STATIC, None, recipe(groups=groups), 0)
+        routes[groups] = {task: learned.weights(shared, setting, task, "test")[0] for task in CLASSES}
     for task in CLASSES:
         experts = routes[None][task].argmax(1)
         assert len(routes[None][task].unique(dim=0)) > len(CLASSES)
@@ -72,19 +69,21 @@ def test_a_grouped_router_gives_a_split_few_routes(family):
 
 @pytest.fixture
 def twin():
-    static = Method("base", lambda base, experts: Merged(base), None, None)
     return Method(
+        "twin",
         "twin",
         lambda base, experts, shared: twin_merging.merge(
             base, experts, shared=shared, compression="svd", rank_ratio=0.2, density=None, seed=0, basis=basis
         ),
-        "router",
-        static,
+        route="router",
+        shared=STATIC,
     )
 
 
 def test_a_grouped_run_scores_every_task(family, twin):
-    rows, predictions = benchmark.run(opened(family), twin, Mlp(**RECIPE, groups=2), "strict", 0, "cpu", 8)
+    rows, predictions = benchmark.run(
+        bench(opened(family)), Setting(twin, "router", recipe(groups=2), 0), PROTOCOLS["strict"]
+    )
     assert {row["task"] for row in rows if row["primary"]} == set(CLASSES)
     assert len(predictions) == 10 * len(CLASSES)
 
@@ -93,25 +92,21 @@ def test_groups_merged_once_each_score_as_rows_routed_one_by_one(family, twin, m
     logits = {}
     for shared in (1, 10**6):
         monkeypatch.setattr(classification, "SHARED", shared)
-        setting = Setting(False, Mlp(**RECIPE, groups=2), 0, "cpu", 8)
-        suite = opened(family)
-        logits[shared] = {
-            task: classification._forward(suite, twin, "router", setting, task, "test")[0] for task in CLASSES
-        }
+        setting, own = Setting(twin, "router", recipe(groups=2), 0), bench(opened(family))
+        logits[shared] = {task: classification._forward(own, setting, task, "test")[0] for task in CLASSES}
     for task in CLASSES:
         torch.testing.assert_close(logits[1][task], logits[10**6][task], rtol=0, atol=1e-5)
 
 
 def test_a_tolerance_drops_small_weights_alone(family, twin, monkeypatch):
     monkeypatch.setattr(classification, "SHARED", 10**6)
-    suite, logits = opened(family), {}
+    shared, logits = bench(opened(family)), {}
     for tolerance in (0.0, 1e-6, 0.35):
-        setting = Setting(False, Mlp(**RECIPE | {"epochs": 40}, tolerance=tolerance), 0, "cpu", 8)
-        logits[tolerance] = torch.cat(
-            [classification._forward(suite, twin, "router", setting, task, "test")[0].flatten() for task in CLASSES]
-        )
+        setting = Setting(twin, "router", recipe(epochs=40, tolerance=tolerance), 0)
+        found = [classification._forward(shared, setting, task, "test")[0] for task in CLASSES]
+        logits[tolerance] = torch.cat([each.flatten() for each in found])
     torch.testing.assert_close(logits[1e-6], logits[0.0], rtol=0, atol=1e-5)
     moved = (logits[0.35] - logits[0.0]).abs().max()
     assert 1e-4 < moved < 0.35 * len(CLASSES) * logits[0.0].abs().max()
-    with pytest.raises(ValueError, match=r"router\.tolerance must be in \[0, 1\)"):
-        Mlp(**RECIPE, tolerance=1.0)
+    with pytest.raises(ValueError, match=r"router\.use\.tolerance must be in \[0, 1\)"):
+        recipe(tolerance=1.0)
