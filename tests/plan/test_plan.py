@@ -76,6 +76,9 @@ def test_a_refused_export_does_not_send_to_a_command_that_refuses_too(tmp_path):
         ("method=individual", "method=individual has nothing to export"),
         ("method=smile", "method=smile gives each linear layer experts of its own, and no command writes these"),
         ("router=risk", "minimum_risk=false"),
+        ("router=knn", "export writes routers of linear layers, such as router=mlp, got router.model Knn"),
+        ("method=average protocol=blind router=prototypes", "such as router=mlp, got router.model Prototypes"),
+        ("method=average router=knn", None),
         ("router.features.source=base", "a router of the shared expert's hidden states"),
         ("router.features.characters=64", "a router of the shared expert's hidden states"),
         ("method.compression=none method.rank_ratio=null", "method.compression=svd, got none"),
@@ -95,3 +98,21 @@ def test_what_is_more_than_a_shared_model_with_adapters_is_not_exported(tmp_path
         for taken in (tmp_path, tmp_path / "mine"):
             with pytest.raises(ValueError, match="must be a new or empty folder, and something is there"):
                 check_export(job, taken, config["suite"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seed"),
+    [
+        ("router=mlp", 7),
+        ("router=knn", None),
+        ("router=prototypes", None),
+        ("router=knn router.use.groups=2", 7),
+        ("router=knn method.compression=bernoulli method.rank_ratio=null method.density=0.2", 7),
+        ("method=average protocol=blind router=prototypes", None),
+    ],
+)
+def test_a_router_has_a_seed_where_its_model_its_groups_or_its_method_draws(overrides, seed):
+    """The paper's groups begin at random centres, whichever model they group the logits of."""
+    first, other = (planned(*overrides.split(), f"seed={number}") for number in (7, 8))
+    assert first.seed == seed
+    assert (first.run_id == other.run_id) == (seed is None)

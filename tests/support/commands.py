@@ -36,7 +36,8 @@ def composed(conf, results_dir, *overrides):
     """The configuration that `python run.py OVERRIDES` composes, with Hydra's part where Hydra keeps it."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         own = [f"hydra.searchpath=[file://{conf}]", "suite=tiny", f"results_dir={results_dir}", "wandb.mode=disabled"]
-        short = [] if "router=oracle" in overrides else ["router.model.epochs=5"]
+        untrained = {"router=oracle", "router=knn", "router=prototypes"} & {*overrides}
+        short = [] if untrained else ["router.model.epochs=5"]
         cfg = compose("config", [*own, *short, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
