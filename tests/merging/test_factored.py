@@ -8,13 +8,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from baselines import average, dare, pretrained, task_arithmetic, ties
+from baselines import average, dare, individual, pretrained, task_arithmetic, ties
 from baselines import expert as one_expert
 from support.language import generated, left_padded, log_likelihoods, prompts
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis
-from twinbench.merging.factored import coefficients, exclusive, linear, merge, separate, truncated
+from twinbench.merging.factored import coefficients, exclusive, linear, separate, static, truncated
 from twinbench.merging.merged import Merged, materialize, with_route
+from twinbench.merging.method import Method, factored
 from twinbench.routing.attach import attach
 from twinbench.weights.lora import read_adapter, read_factors
 from twinbench.weights.parts import LowRank, dense
@@ -76,6 +77,12 @@ def factored_merge(folders, rank: int) -> tuple[dict, dict]:
     adapters = {name: read_factors(folder) for name, folder in folders.items()}
     shared = linear(adapters, dict.fromkeys(adapters, SCALING))
     return shared, exclusive(adapters, shared, rank / 32)
+
+
+def twin(base, adapters, rank_ratio: float, shared=None, compression: str = "svd") -> Merged:
+    """Twin-Merging of factors, beside Task Arithmetic's shared expert or a given one."""
+    settings = {"compression": compression, "rank_ratio": rank_ratio, "density": None, "seed": 0, "basis": basis}
+    return twin_merging.factored(base, adapters, shared=shared or static(scaled(SCALING), base, adapters), **settings)
 
 
 def scaled(scaling: float):
@@ -143,7 +150,7 @@ def test_the_base_and_factored_parts_generate_what_each_dense_merge_generates(fa
     alone = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in prompts()]
     batch = left_padded(prompts())
     adapters = {name: read_factors(folder) for name, folder in folders.items()}
-    merged = merge(before, adapters, scaled(SCALING), rank / 32)
+    merged = twin(before, adapters, rank / 32)
     assert merged.shared is before
     with attach(model, merged) as routes:
         routes.weights = WEIGHTS
@@ -184,7 +191,7 @@ def test_adapted_embeddings_are_merged_and_routed_as_factors(tmp_path, kind):
         torch.testing.assert_close(whole(**batch).logits, expert(**batch).logits, atol=1e-4, rtol=0)
     adapters = {name: read_factors(folder, base) for name, folder in folders.items()}
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in adapters["a"]} == {*targets}
-    with attach(model, merge(base, adapters, scaled(SCALING), 5 / 32)) as routes:
+    with attach(model, twin(base, adapters, 5 / 32)) as routes:
         routes.weights = WEIGHTS
         found = model(**batch).logits
     for row, route in enumerate(WEIGHTS.tolist()):
@@ -330,11 +337,50 @@ def test_coefficients_of_linear_methods_are_found_and_others_refused():
 
 def test_individual_experts_are_their_adapters():
     adapters = {t: {"w": factors(seed=seed)} for seed, t in enumerate("ab")}
-    merged = merge({}, adapters, None, 1.0)
-    assert merged.exclusive == adapters and not any(merged.always), "nothing is factored anew"
-    half = merge({}, adapters, None, 4 / 9).exclusive["a"]["w"]
+    base = {"w": draw(12, 9)}
+    for merged in (individual.factored(base, adapters), twin(base, adapters, 1.0, Merged(base))):
+        assert merged.shared is base and merged.exclusive == adapters
+        assert not merged.always, "nothing is factored anew"
+    half = twin(base, adapters, 4 / 9, Merged(base)).exclusive["a"]["w"]
     assert half is not adapters["a"]["w"]
     torch.testing.assert_close(dense(half), dense(adapters["a"]["w"]), atol=1e-5, rtol=0)
+
+
+def test_a_static_merge_is_each_adapters_share_beside_the_base():
+    adapters, base = {t: {"w": factors(seed=seed)} for seed, t in enumerate("abc")}, {"w": draw(12, 9)}
+    merged = static(average.merge, base, adapters)
+    assert merged.shared is base and not merged.exclusive and len(merged.always) == 3
+    for parts, adapter in zip(merged.always, adapters.values(), strict=True):
+        torch.testing.assert_close(dense(parts["w"]), dense(adapter["w"]) / 3, atol=1e-4, rtol=0)
+    assert not static(pretrained.merge, base, adapters).always
+    (only,) = static(lambda b, e: one_expert.merge(b, e, task="b"), base, adapters).always
+    torch.testing.assert_close(dense(only["w"]), dense(adapters["b"]["w"]), atol=1e-4, rtol=0)
+
+
+def test_a_method_is_asked_for_its_own_factored_form():
+    adapters, base = {t: {"w": factors(seed=seed)} for seed, t in enumerate("ab")}, {"w": draw(12, 9)}
+    arithmetic = Method("shared", "task_arithmetic", scaled(SCALING))
+
+    def form(base, adapters, shared):
+        return twin(base, adapters, 1.0, shared)
+
+    method = Method("twin", "twin_merging", None, route="router", shared=arithmetic, factored=form)
+    found, expected = factored(method, base, adapters), twin(base, adapters, 1.0)
+    assert len(found.always) == len(expected.always) == 2
+    for task in adapters:
+        assert torch.equal(dense(found.exclusive[task]["w"]), dense(expected.exclusive[task]["w"]))
+    assert len(factored(arithmetic, base, adapters).always) == 2
+    assert (
+        factored(Method("own", "individual", None, factored=individual.factored), base, adapters).exclusive == adapters
+    )
+
+
+def test_a_method_without_a_factored_form_is_refused_by_name():
+    method = Method("emr", "emr", None, route="task")
+    with pytest.raises(ValueError, match=r"emr has no factored form, .* use suite\.factored=false"):
+        factored(method, {}, {"a": {}})
+    with pytest.raises(ValueError, match=r"this one is not: use suite\.factored=false"):
+        factored(Method("t", "ties", lambda b, e: Merged({"w": b["w"] * 0})), {}, {"a": {}})
 
 
 ONE = {"a": {"w": factors()}}
@@ -350,6 +396,7 @@ UNLIKE = ONE | {"b": {"w": factors(d_in=8)}}
             r"w differs in shape: a \(12, 9\), b \(12, 8\)",
         ),
         (lambda: exclusive(ONE, {"w": factors(d_out=8)}, 0.5), r"the expert \(12, 9\), the shared difference \(8, 9\)"),
+        (lambda: twin({}, ONE, 0.5, Merged({}), "magnitude"), "compression must be svd, got 'magnitude'"),
         (lambda: exclusive(ONE, {}, 0), r"rank_ratio must be in \(0, 1\], got 0"),
         (lambda: truncated(LowRank(draw(3, 2), draw(2, 3) / 0), 1), "NaN or infinite"),
         (lambda: separate(ONE, 1.0, 1, [1.0, 0.0]), "one for each of at least 1 adapter, got 2 for 1"),

@@ -1,38 +1,17 @@
 """Fisher information and Gram matrices against plain loops over rows that are never padded; and their files."""
 
-from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from support.family import CLASSES, opened
-from twinbench import suite as suites
+from support.family import CLASSES, bench, opened
 from twinbench.prepared import fisher, gram
 from twinbench.weights import disk_cache
-from twinbench.workloads.classification import statistics
 
 ROWS = 7
-
-
-class Bench:
-    """A suite's module, and what runs share."""
-
-    device = "cpu"
-
-    def __init__(self, suite, batch_size=5, **changes):
-        fields = {name: getattr(suite, name) for name in suite.__dataclass_fields__}
-        self.suite = SimpleNamespace(**fields | {"workload": statistics} | changes)
-        self.module, self.batch_size = suites.backbone(suite, "cpu"), batch_size
-
-    @contextmanager
-    def holding(self, state):
-        suites.load(self.module, state)
-        yield self.module
-
-    def remember(self, key, make):
-        return make()
 
 
 @pytest.fixture
@@ -64,7 +43,7 @@ def test_fisher_is_the_mean_of_each_rows_expected_squared_gradient(family, suite
             (logits.log_softmax(0) if CLASSES[expert] else logits)[label].backward()
             for name, parameter in model.bert.named_parameters():
                 wanted[name] += chance * parameter.grad**2 / ROWS
-    found = dict(fisher.prepare(Bench(suite))(expert, ROWS))
+    found = dict(fisher.prepare(bench(suite, 5))(expert, ROWS))
     assert found.keys() == suite.base.keys(), "what is merged, and so no pooler"
     largest = max(float(tensor.max()) for tensor in found.values())
     for name, tensor in found.items():
@@ -73,12 +52,12 @@ def test_fisher_is_the_mean_of_each_rows_expected_squared_gradient(family, suite
 
 
 def test_fisher_leaves_the_module_as_it_was(suite):
-    bench = Bench(suite)
+    own = bench(suite, 5)
     with torch.no_grad():
-        assert fisher.prepare(bench)("letters", 1)["embeddings.LayerNorm.bias"].shape == (16,)
-    for parameter in bench.module.parameters():
+        assert fisher.prepare(own)("letters", 1)["embeddings.LayerNorm.bias"].shape == (16,)
+    for parameter in own.module.parameters():
         assert parameter.grad is None and not parameter._post_accumulate_grad_hooks
-    assert not any(getattr(child, "sparse", False) for child in bench.module.modules())
+    assert not any(getattr(child, "sparse", False) for child in own.module.modules())
 
 
 @pytest.mark.parametrize("expert", CLASSES)
@@ -91,7 +70,7 @@ def test_gram_is_the_mean_outer_product_of_a_layers_inputs(family, suite, expert
             layer.register_forward_hook(lambda _, given, out, inputs=inputs: inputs.append(given[0][0].detach()))
     for row in rows:
         model(**row)
-    found = {size: dict(gram.prepare(Bench(suite, size))(expert, ROWS)) for size in (1, 5)}
+    found = {size: dict(gram.prepare(bench(suite, size))(expert, ROWS)) for size in (1, 5)}
     assert found[5].keys() == seen.keys(), "linear layers of what is merged"
     for name, inputs in seen.items():
         x = torch.cat(inputs)
@@ -102,9 +81,9 @@ def test_gram_is_the_mean_outer_product_of_a_layers_inputs(family, suite, expert
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 7])
 def test_padding_does_not_matter(suite, batch_size):
-    linear = {f"{n}.weight": m for n, m in Bench(suite).module.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear = {f"{n}.weight": m for n, m in bench(suite).module.named_modules() if isinstance(m, torch.nn.Linear)}
     layers = {name: layer for name, layer in linear.items() if name in suite.base}
-    one, found = (gram.grams(Bench(suite, size), "colours", ROWS, layers) for size in (1, batch_size))
+    one, found = (gram.grams(bench(suite, size), "colours", ROWS, layers) for size in (1, batch_size))
     for name in layers:
         torch.testing.assert_close(found[name], one[name], atol=1e-6, rtol=1e-5)
 
@@ -124,25 +103,25 @@ def test_statistics_are_measured_once_for_the_same_expert_and_rows(suite, monkey
     name, runs, real = "encoder.layer.0.output.dense.weight", [], getattr(argument, measure)
     monkeypatch.setattr(argument, measure, lambda *given: runs.append(given[1:3]) or real(*given))
     for _ in range(2):  # as another process would
-        asked = argument.prepare(Bench(suite))("size", ROWS)
+        asked = argument.prepare(bench(suite, 5))("size", ROWS)
         assert not runs or _, "nothing is measured before a tensor is read"
         first = asked[name]
-        assert torch.equal(argument.prepare(Bench(suite))("size", ROWS)[name], first)
+        assert torch.equal(argument.prepare(bench(suite, 5))("size", ROWS)[name], first)
     assert runs == [("size", ROWS)]
-    argument.prepare(Bench(suite))("size", ROWS - 1)[name]
+    argument.prepare(bench(suite, 5))("size", ROWS - 1)[name]
     moved = dict(suite.experts) | {"size": {n: t * 1.01 for n, t in suite.experts["size"].items()}}
-    argument.prepare(Bench(suite, experts=moved))("size", ROWS)[name]
+    argument.prepare(bench(replace(suite, experts=moved)))("size", ROWS)[name]
     other = dict(suite.heads) | {"size": {n: t * 1.01 for n, t in suite.heads["size"].items()}}
-    argument.prepare(Bench(suite, heads=other))("size", ROWS)[name]
+    argument.prepare(bench(replace(suite, heads=other)))("size", ROWS)[name]
     assert runs == [("size", ROWS), ("size", ROWS - 1), ("size", ROWS), ("size", ROWS)]
 
 
 def test_a_damaged_file_costs_a_warning_and_the_work(suite, tmp_path, capfd):
     name, folder = "encoder.layer.1.output.dense.weight", tmp_path / "cache" / "gram"
-    first = {n: t.clone() for n, t in gram.prepare(Bench(suite))("size", ROWS).items()}  # out of the file
+    first = {n: t.clone() for n, t in gram.prepare(bench(suite, 5))("size", ROWS).items()}  # out of the file
     (file,) = folder.glob(f"*-{name}.safetensors")
     file.write_bytes(file.read_bytes()[:-3])
-    again = dict(gram.prepare(Bench(suite))("size", ROWS))
+    again = dict(gram.prepare(bench(suite, 5))("size", ROWS))
     assert first.keys() == again.keys() and all(torch.equal(first[n], again[n]) for n in first)
     assert capfd.readouterr().err.count(disk_cache.DAMAGED) == 1
 
@@ -151,7 +130,7 @@ def test_what_cannot_be_kept_is_measured_once_all_the_same(suite, monkeypatch, c
     (tmp_path / "cache").write_text("a file")
     runs, real = [], gram.grams
     monkeypatch.setattr(gram, "grams", lambda *given: runs.append(1) or real(*given))
-    assert len(dict(gram.prepare(Bench(suite))("size", ROWS))) == 12
+    assert len(dict(gram.prepare(bench(suite, 5))("size", ROWS))) == 12
     assert runs == [1]
     assert "tensors are not kept" in capfd.readouterr().err
 
@@ -168,10 +147,10 @@ def test_what_cannot_be_kept_is_measured_once_all_the_same(suite, monkeypatch, c
 )
 def test_what_cannot_be_measured_is_said(suite, argument, rows, changes, words):
     with pytest.raises(ValueError, match=words):
-        argument.prepare(Bench(suite, **changes))("letters", rows)
+        argument.prepare(bench(replace(suite, **changes)))("letters", rows)
 
 
 def test_a_label_that_an_expert_rules_out_has_no_information(suite):
     sure = {name: 1e3 * tensor for name, tensor in suite.heads["letters"].items()}  # p is 1 and 0, log p about -1e4
-    found = fisher.prepare(Bench(suite, heads={**suite.heads, "letters": sure}))("letters", ROWS)
+    found = fisher.prepare(bench(replace(suite, heads={**suite.heads, "letters": sure})))("letters", ROWS)
     assert all(torch.isfinite(tensor).all() for tensor in found.values())
