@@ -3,7 +3,6 @@
 import os
 import sys
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,9 @@ from twinbench.plan.job import Job, changed_since
 from twinbench.plan.suite import own_experts, workload
 from twinbench.records import provenance, store
 from twinbench.records.record import failure, finished
+from twinbench.sweep import Outcome
 from twinbench.system import processes
+from twinbench.system.claims import claimed_by_first
 from twinbench.system.ending import interrupt_first
 from twinbench.system.errors import MISTAKES, one_line
 
@@ -28,20 +29,6 @@ OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)  #
 
 _bench: "tuple[tuple, Workbench] | None" = None  # what it was opened for, and the workbench
 _told: set[str] = set()  # what this process has printed once for all its jobs
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one run ended.
-
-    Attributes:
-        status: planned or done (under ``plan=true``), skipped, ok or failed.
-        suite, run_id: None where the run could not be planned.
-    """
-
-    status: str
-    suite: str | None = None
-    run_id: str | None = None
 
 
 def main(cfg: DictConfig) -> Outcome:
@@ -65,31 +52,48 @@ def run(cfg: DictConfig) -> Outcome:
     """Plan, skip or measure one configuration."""
     job = preflight.planned(cfg, HydraConfig.get().runtime.choices)
     if job.config["plan"]:
-        suite = job.config["suite"]
-        folders = {name: expert_folder(suite, name) for name in own_experts(suite)}
-        for line in workload(suite).needs(suite, folders):
-            tell_once(f"{job.suite} {line}", line, sys.stdout)
-    rows = store.read(job.results_dir)
-    kept = [row for row in rows if row["run_id"] == job.run_id and row["status"] == "ok"]
-    done = processes.of_first(bool(kept))
-    since = None if done else changed_since(rows, job)
-    why = f": its method's source has changed since the record of {since}" if since else ""
-    suite = job.suite
-    if job.config["plan"]:
-        print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}{why}", flush=True)
-        return Outcome("done" if done else "planned", suite, job.run_id)
-    if done and not job.config["force"]:
+        return told(job)
+    status, other = "skipped", None
+    if wanted(job):
+        thing, export = job.results_dir / "records" / job.run_id, bool(job.config["export"])
+        with claimed_by_first(thing, wait=export) as other:
+            if other is None and wanted(job):  # another process may have finished it meanwhile
+                print(f"running {job.run_id}  {title(job)}{why(job)}", flush=True)
+                status = record(job)
+    if other:
+        print(f"skipped {job.run_id}  {title(job)}: {other} measures it", flush=True)
+    elif status == "skipped":
         bare = "" if store.has_predictions(job.results_dir, job.run_id) else " without predictions, so no interval"
         print(f"skipped {job.run_id}  {title(job)}: it has a record{bare} (force=true runs it again)", flush=True)
-        status = "skipped"
-        suite = kept[-1]["suite"] if kept else suite  # as it was called then: the report is of that name
         keep_missing_training(job)
-    else:
-        print(f"running {job.run_id}  {title(job)}{why}", flush=True)
-        status = record(job)
     if job.config["export"] and status != "failed":
         publish(job)
-    return Outcome(status, suite, job.run_id)
+    rows = [] if status == "failed" else store.finished(job.results_dir, job.run_id)
+    suite = rows[-1]["suite"] if rows else job.suite  # as it was called then: the report is of that name
+    scores = [row["value"] for row in rows if row["primary"] and row["split"] == "validation"]
+    return Outcome(status, suite, job.run_id, sum(scores) / len(scores) if scores else None)
+
+
+def told(job: Job) -> Outcome:
+    """Say what a run would do, and what its suite needs."""
+    suite = job.config["suite"]
+    folders = {name: expert_folder(suite, name) for name in own_experts(suite)}
+    for line in workload(suite).needs(suite, folders):
+        tell_once(f"{job.suite} {line}", line, sys.stdout)
+    done = bool(store.finished(job.results_dir, job.run_id))
+    print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}{'' if done else why(job)}", flush=True)
+    return Outcome("done" if done else "planned", job.suite, job.run_id)
+
+
+def wanted(job: Job) -> bool:
+    """Whether the run is to be measured: it has no record, or is forced."""
+    return job.config["force"] or not processes.of_first(bool(store.finished(job.results_dir, job.run_id)))
+
+
+def why(job: Job) -> str:
+    """What has changed since the run's last record, for the line that announces it."""
+    since = changed_since(store.read(job.results_dir), job)
+    return f": its method's source has changed since the record of {since}" if since else ""
 
 
 def tell_once(what: str, line: str, stream) -> None:

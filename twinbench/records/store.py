@@ -96,6 +96,12 @@ def _rows(path: Path, changed: int) -> list[Record]:
     return rows
 
 
+def finished(results_dir: Path, run_id: str) -> list[dict]:
+    """The rows of a run's newest ok record; none where it has none."""
+    rows = [row for row in read(results_dir) if row["run_id"] == run_id and row["status"] == "ok"]
+    return [row for row in rows if row["time"] == rows[-1]["time"]]
+
+
 def latest(rows: Iterable[Record]) -> list[Record]:
     """Per run_id the rows of its newest ok file or, where it has none, its newest failed row.
 

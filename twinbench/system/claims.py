@@ -7,9 +7,10 @@ the claim of a killed process is free at once, for every machine that shares the
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from twinbench.system import processes
 from twinbench.system.files import CLAIM, HOST, remove_abandoned
 
 MOMENT = 0.3  # seconds; whoever looks for abandoned claims holds each of them for less
@@ -49,6 +50,14 @@ def claimed(thing: Path, wait: bool) -> Iterator[str | None]:
     finally:
         path.unlink(missing_ok=True)  # first: who waits for the lock then sees that its file has no name any more
         lock.release()
+
+
+@contextmanager
+def claimed_by_first(thing: Path, wait: bool) -> Iterator[str | None]:
+    """Hold a claim as `claimed` does; of several processes of one run the first claims for all of them."""
+    with ExitStack() as stack:
+        other = stack.enter_context(claimed(thing, wait)) if processes.rank() == 0 else None
+        yield processes.of_first(other)
 
 
 def _holder(path: Path) -> str:
