@@ -10,18 +10,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from support.family import CLASSES, WORDS, make_task
+from support.family import CLASSES, WORDS, bench, make_task, opened
+from support.routing import STATIC, recipe
 from twinbench.merging.merged import Merged
 from twinbench.merging.method import Method
 from twinbench.routing import learned
-from twinbench.routing.features import characters, features
+from twinbench.routing.features import characters, hidden_states
 from twinbench.routing.learned import Setting
-from twinbench.routing.router import Mlp, Router, grouped
-from twinbench.suite import backbone, load, open_suite
+from twinbench.routing.mlp import Layers
+from twinbench.routing.router import Router, grouped
+from twinbench.workbench import Workbench
 
-RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 3, "batch_size": 16, "top_k": None}
 DRAW = np.random.default_rng(0)
-STATIC = Method("base", lambda base, experts: Merged(base), None, None)
+LAST = {"layer": None, "pool": "mean"}
 
 
 def pairs(rows: int):
@@ -30,22 +31,26 @@ def pairs(rows: int):
 
 
 @pytest.fixture
-def suite(family):
+def tiny(family) -> Workbench:
     """Two tasks of one text, and one of two."""
     frames = {"train": pairs(40), "test": pairs(10)}
     tasks = {task: make_task(task) for task in CLASSES}
     tasks["letters"] = make_task("letters", frames, columns=["one", "two"])
-    return open_suite(
-        "tiny", family / "base", {task: family / "experts" / task for task in CLASSES}, tasks, head="pooler"
-    )
+    return bench(opened(family, tasks=tasks))
+
+
+def setting(method: Method = STATIC, **changes) -> Setting:
+    """Where a router of seed 0 is asked; `changes` are of its recipe."""
+    return Setting(method, "router", recipe(**changes), 0)
 
 
 @torch.inference_mode()
-def reference(suite, task, layer, pool, row):
+def reference(tiny, task, layer, pool, row):
     """One row, alone and unpadded, through the whole model."""
-    texts = [suite.tasks[task].splits["test"][column][row] for column in suite.tasks[task].columns]
-    batch = suite.tokenizer(*texts, truncation=True, max_length=16, return_tensors="pt")
-    states = backbone(suite, "cpu")(**batch, output_hidden_states=True).hidden_states
+    spec = tiny.suite.tasks[task]
+    texts = [spec.splits["test"][column][row] for column in spec.columns]
+    batch = tiny.suite.tokenizer(*texts, truncation=True, max_length=16, return_tensors="pt")
+    states = tiny.module(**batch, output_hidden_states=True).hidden_states
     hidden = states[-1 if layer is None else layer][0]
     if pool == "segments":
         ids = batch.sequence_ids(0)
@@ -56,114 +61,120 @@ def reference(suite, task, layer, pool, row):
 
 @pytest.mark.parametrize("pool", ["mean", "first", "last", "segments"])
 @pytest.mark.parametrize("layer", [None, 0, 1, 2])
-def test_features_are_the_layers_hidden_states_pooled(suite, layer, pool):
-    module = backbone(suite, "cpu")
-    load(module, dict(suite.base.items()))
-    for task in ("letters", "colours"):
-        found = features(module, suite, task, "test", layer=layer, pool=pool, rows=None, batch_size=4)
-        wanted = torch.stack([reference(suite, task, layer, pool, row) for row in range(10)])
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-        some = features(module, suite, task, "test", layer=layer, pool=pool, rows=3, batch_size=4)
-        torch.testing.assert_close(some, wanted[:3], atol=1e-5, rtol=0)
+def test_features_are_the_layers_hidden_states_pooled(tiny, layer, pool):
+    tiny.batch_size = 4
+    with tiny.holding(dict(tiny.suite.base)):
+        for task in ("letters", "colours"):
+            found = hidden_states(tiny, task, "test", layer=layer, pool=pool)
+            wanted = torch.stack([reference(tiny, task, layer, pool, row) for row in range(10)])
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+            some = hidden_states(tiny, task, "test", layer=layer, pool=pool, rows=3)
+            torch.testing.assert_close(some, wanted[:3], atol=1e-5, rtol=0)
 
 
-def test_layers_that_are_not_read_are_not_run(suite):
-    module, ran = backbone(suite, "cpu"), []
-    hooks = [
-        layer.register_forward_hook(lambda *_, at=at: ran.append(at)) for at, layer in enumerate(module.encoder.layer)
-    ]
-    features(module, suite, "size", "test", layer=1, pool="mean", rows=4, batch_size=4)
+def test_layers_that_are_not_read_are_not_run(tiny):
+    ran = []
+    for at, layer in enumerate(tiny.module.encoder.layer):
+        layer.register_forward_hook(lambda *_, at=at: ran.append(at))
+    hidden_states(tiny, "size", "test", layer=1, pool="mean", rows=4)
     assert ran == [0]
-    features(module, suite, "size", "test", layer=None, pool="mean", rows=4, batch_size=4)
-    for hook in hooks:
-        hook.remove()
+    hidden_states(tiny, "size", "test", **LAST, rows=4)
     assert ran == [0, 0, 1], "the module is whole again"
 
 
-def test_a_layer_that_is_not_there_is_refused(suite):
-    with pytest.raises(ValueError, match=r"router\.layer must be in \[0, 2\] or null, got 3"):
-        features(backbone(suite, "cpu"), suite, "size", "test", layer=3, pool="mean", rows=None, batch_size=4)
+def test_a_layer_that_is_not_there_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"router\.features\.layer must be in \[0, 2\] or null, got 3"):
+        hidden_states(tiny, "size", "test", layer=3, pool="mean")
 
 
-def test_a_router_is_trained_on_held_out_rows_or_on_so_many_training_rows(suite):
-    static = Method("average", lambda base, experts: Merged(base), None, None)
+def test_a_router_is_trained_on_held_out_rows_or_on_so_many_training_rows(tiny):
     for rows, sizes in ((None, (4, 1)), (7, (7, 5)), (500, (20, 5))):
-        setting = Setting(False, Mlp(**RECIPE, rows=rows), 0, "cpu", 8)
-        train, held_out, _ = learned._examples(suite, static, setting, "size")
+        train, held_out, _ = learned._examples(tiny, setting(rows=rows), "size")
         assert (len(train), len(held_out)) == sizes
-        where = {"layer": None, "pool": "mean", "batch_size": 8}
-        load(backbone(suite, "cpu"), dict(suite.base.items()))
-        read = features(
-            backbone(suite, "cpu"), suite, "size", "validation" if rows is None else "train", rows=sizes[0], **where
-        )
+        with tiny.holding(dict(tiny.suite.base)):
+            read = hidden_states(tiny, "size", "validation" if rows is None else "train", **LAST, rows=sizes[0])
         assert torch.equal(train, read)
 
 
-def test_the_base_is_read_where_the_router_says_so(suite):
+def test_the_base_is_read_where_the_router_says_so(tiny):
     """The same routes whatever the shared expert is, and other ones where it is read."""
-    routes, before = {}, learned._weighed.cache_info().hits
+    routes = {}
     for source in ("base", "shared"):
         for task in ("letters", "size"):
-            expert = suite.experts[task]
-            made = Method(task, lambda base, experts, own=expert: Merged(own), None, None)
-            setting = Setting(False, Mlp(**RECIPE, source=source), 0, "cpu", 8)
-            routes[source, task] = learned.weights(suite, made, setting, "colours", "test")[0]
-    assert torch.equal(routes["base", "letters"], routes["base", "size"])
-    assert learned._weighed.cache_info().hits > before, "and found once for all of them"
+            made = Method(task, task, lambda base, experts, own=tiny.suite.experts[task]: Merged(own))
+            routes[source, task] = learned.weights(tiny, setting(made, source=source), "colours", "test")[0]
+    assert routes["base", "letters"] is routes["base", "size"], "and found once for all of them"
     assert not torch.equal(routes["shared", "letters"], routes["shared", "size"])
-    asked = [learned.weights(suite, made, replace(setting, gold_biases=gold), "colours", "test")[0] for gold in (0, 1)]
-    assert asked[0] is not asked[1]
-    base = replace(setting, router=Mlp(**RECIPE, source="base"))
-    asked = [learned.weights(suite, made, replace(base, gold_biases=gold), "colours", "test")[0] for gold in (0, 1)]
-    assert asked[0] is asked[1], "the base has the same biases under every protocol"
+    for source in ("shared", "base"):
+        asked = [replace(setting(made, source=source), gold_biases=gold) for gold in (False, True)]
+        first, second = (learned.weights(tiny, each, "colours", "test")[0] for each in asked)
+        assert (first is second) == (source == "base"), "the base has the same biases under every protocol"
 
 
-def test_a_router_is_trained_once_for_all_ways_to_use_it(suite):
-    setting = Setting(False, None, 0, "cpu", 8)
-    routers = [
-        learned.learned(suite, STATIC, replace(setting, router=Mlp(**RECIPE, **use)))[0]
-        for use in ({}, {"groups": 2}, {"tolerance": 0.1})
-    ]
-    assert routers[0] is routers[1] is routers[2]
+def test_what_is_read_is_the_shared_experts_and_not_the_methods(tiny):
+    """A method beside a shared expert shares its routes with every other method beside it."""
+    routes = []
+    for key in ("one", "two"):
+        made = Method(key, key, None, route="router", shared=STATIC)
+        routes.append(learned.weights(tiny, setting(made), "colours", "test")[0])
+    assert routes[0] is routes[1] is learned.weights(tiny, setting(STATIC), "colours", "test")[0]
 
 
-def test_seconds_are_those_of_what_was_read_and_trained(suite, monkeypatch):
+def test_hidden_states_are_read_in_the_merged_model(tiny):
+    """Under the weights that the shared expert has, whatever the module held before."""
+    expert = dict(tiny.suite.experts["letters"])
+    made = Method("letters", "letters", lambda base, experts: Merged(expert))
+    with tiny.holding(expert):
+        wanted = hidden_states(tiny, "size", "test", **LAST)
+    with tiny.holding(dict(tiny.suite.base)):
+        pass
+    found, _ = learned._features(tiny, setting(made), "size", "test")
+    assert torch.equal(found, wanted)
+
+
+def test_a_router_is_trained_once_for_all_ways_to_use_it(tiny):
+    ways = ({}, {"groups": 2}, {"tolerance": 0.1}, {"top_k": 1})
+    routers = [learned.learned(tiny, setting(**use))[0] for use in ways]
+    assert all(router.model is routers[0].model for router in routers)
+    assert learned.learned(tiny, replace(setting(), seed=1))[0].model is not routers[0].model
+
+
+def test_seconds_are_those_of_what_was_read_and_trained(tiny, monkeypatch):
     """By a clock that goes on by one each time that it is looked at: hidden states and characters take one each."""
     monkeypatch.setattr(learned, "time", SimpleNamespace(perf_counter=count().__next__))
     for rows, split in ((None, 1), (7, 2)):
-        setting = Setting(False, Mlp(**RECIPE, characters=8, rows=rows), 0, "cpu", 8)
-        assert learned.learned(suite, STATIC, setting)[1] == len(CLASSES) * 2 * split + 1
-        assert learned.weights(suite, STATIC, setting, "size", "test")[1] == 3
+        asked = setting(characters=8, rows=rows)
+        assert learned.learned(tiny, asked)[1] == len(CLASSES) * 2 * split + 1
+        assert learned.weights(tiny, asked, "size", "test")[1] == 3
 
 
-def test_weights_are_of_the_known_task_or_of_the_routers_choice(suite):
-    asked = (suite, STATIC, Setting(False, Mlp(**RECIPE), 0, "cpu", 8), "colours", "test")
-    soft, _ = learned.weights(*asked)
-    assert torch.equal(learned.applied(suite, STATIC, "router", *asked[2:]), soft)
-    assert learned.applied(suite, STATIC, None, *asked[2:]) is None
-    hard = learned.applied(suite, STATIC, "top1", *asked[2:])
-    assert torch.equal(hard, torch.nn.functional.one_hot(soft.argmax(1), 3).float())
-    assert learned.applied(suite, STATIC, "task", *asked[2:]).tolist() == [[0, 1, 0]] * 10
+def test_weights_are_of_the_known_task_or_of_the_routers_choice(tiny):
+    soft, _ = learned.weights(tiny, setting(), "colours", "test")
+
+    def applied(route):
+        return learned.applied(tiny, replace(setting(), route=route), "colours", "test")
+
+    assert torch.equal(applied("router"), soft)
+    assert applied(None) is None and applied("layer") is None
+    assert torch.equal(applied("top1"), torch.nn.functional.one_hot(soft.argmax(1), 3).float())
+    assert applied("task").tolist() == [[0, 1, 0]] * 10
 
 
-def test_groups_are_of_the_routers_logits(suite):
-    setting = Setting(False, Mlp(**RECIPE), 0, "cpu", 8)
-    plain, _ = learned.weights(suite, STATIC, setting, "size", "test")
-    router, _ = learned.learned(suite, STATIC, setting)
-    logits = router.logits(learned._features(suite, STATIC, setting, "size", "test")[0])
-    setting = replace(setting, router=Mlp(**RECIPE, groups=2))
-    assert torch.equal(learned.weights(suite, STATIC, setting, "size", "test")[0], grouped(plain, logits, 2, 0))
+def test_groups_are_of_the_routers_logits(tiny):
+    plain, _ = learned.weights(tiny, setting(), "size", "test")
+    router, _ = learned.learned(tiny, setting())
+    logits = router.logits(learned._features(tiny, setting(), "size", "test")[0])
+    found, _ = learned.weights(tiny, setting(groups=2), "size", "test")
+    assert torch.equal(found, grouped(plain, logits, 2, 0))
 
 
 def test_one_held_out_row_cannot_train_a_router(family):
     rows = {task: {"train": 20, "validation": 1 if task == "size" else 2, "test": 5} for task in CLASSES}
-    tasks = {task: make_task(task, rows=rows[task]) for task in CLASSES}
-    experts = {task: family / "experts" / task for task in CLASSES}
-    suite = open_suite("tiny", family / "base", experts, tasks, head="pooler")
+    tiny = bench(opened(family, tasks={task: make_task(task, rows=rows[task]) for task in CLASSES}))
     with pytest.raises(ValueError, match=r"task size has 1 held-out row.*suite\.tasks\.size\.rows\.validation"):
-        learned.learned(suite, STATIC, Setting(False, Mlp(**RECIPE), 0, "cpu", 8))
-    router, _ = learned.learned(suite, STATIC, Setting(False, Mlp(**RECIPE, rows=7), 0, "cpu", 8))
-    assert router.logits[-1].out_features == 3
+        learned.learned(tiny, setting())
+    router, _ = learned.learned(tiny, setting(rows=7))
+    assert router.model.logits[-1].out_features == 3
 
 
 LAYER = {layer: f"encoder.layer.{layer}." for layer in (0, 1)}
@@ -172,16 +183,15 @@ LAYER = {layer: f"encoder.layer.{layer}." for layer in (0, 1)}
 @pytest.mark.parametrize("head", ["pooler", "classifier"])
 def test_a_router_is_stored_with_what_it_reads_beside_the_shared_model(family, tmp_path, head):
     """The size of a file that holds both, layer by layer; the embeddings' matrices are frozen here."""
-    tasks = {task: make_task(task) for task in CLASSES}
-    experts = {task: family / "experts" / task for task in CLASSES}
-    suite, written = open_suite("tiny", family / "base", experts, tasks, head=head), tmp_path / "router.safetensors"
+    tiny, written = bench(opened(family, head)), tmp_path / "router.safetensors"
+    suite = tiny.suite
     shared = {name: t if "_embeddings" in name else t + 1 for name, t in suite.base.items()}
     no_biases = {name: tensor for name, tensor in shared.items() if "bias" not in name}
     moved = [name for name in shared if "_embeddings" not in name and not name.startswith("pooler")]
     below = [name for name in moved if not name.startswith(LAYER[1])]
     biases = [name for name in moved if "bias" in name]
     assert len(moved) > len(below) > 2 and all(name.startswith((LAYER[0], "embeddings.LayerNorm")) for name in below)
-    for recipe, stored, beside in (
+    for reads, stored, beside in (
         ({"source": "base"}, shared, moved),
         ({"source": "base", "layer": 2}, shared, moved),
         ({"source": "base", "layer": 1}, shared, below),
@@ -192,21 +202,18 @@ def test_a_router_is_stored_with_what_it_reads_beside_the_shared_model(family, t
         ({"source": "shared"}, no_biases, biases),
         ({"source": None, "characters": 8}, shared, []),
     ):
-        setting = Setting(False, Mlp(**RECIPE, **recipe), 0, "cpu", 8)
-        router = Router(16, 3, setting.router)
-        save_file(router.state_dict() | {f"base.{name}": suite.base[name] for name in beside}, written)
-        assert learned.router_bytes(suite, router, stored, setting) == written.stat().st_size, (recipe, beside)
-    setting, router = Setting(False, Mlp(**RECIPE, source="base"), 0, "cpu", 8), Router(16, 3, setting.router)
-    save_file(router.state_dict(), written)
-    slim = replace(suite, factored=True)  # whose base is stored whole
-    assert learned.router_bytes(slim, router, shared, setting) == written.stat().st_size
+        asked = setting(**reads)
+        router = Router(Layers(16, 3, asked.router.model), asked.router.use)
+        save_file(router.model.state_dict() | {f"base.{name}": suite.base[name] for name in beside}, written)
+        assert learned.router_bytes(tiny, asked, router, stored) == written.stat().st_size, (reads, beside)
+    save_file(router.model.state_dict(), written)
+    slim = bench(replace(suite, factored=True))  # whose base is stored whole
+    assert learned.router_bytes(slim, setting(source="base"), router, shared) == written.stat().st_size
 
 
-def test_settings_of_how_weights_are_used_reach_the_trained_router(suite):
-    static = Method("average", lambda base, experts: Merged(base), None, None)
+def test_settings_of_how_weights_are_used_reach_the_trained_router(tiny):
     for top_k in (1, 2):
-        setting = Setting(False, Mlp(**RECIPE | {"top_k": top_k}), 0, "cpu", 8)
-        found, _ = learned.weights(suite, static, setting, "size", "test")
+        found, _ = learned.weights(tiny, setting(top_k=top_k), "size", "test")
         assert (found > 0).sum(1).tolist() == [top_k] * 10
 
 
@@ -223,38 +230,29 @@ def test_characters_tell_apart_what_the_tokenizer_reads_alike(family):
         "letters": make_task("letters", frames[True], **rows),
         "colours": make_task("colours", frames[False], **rows),
     }
-    suite = open_suite(
-        "tiny", family / "base", {task: family / "experts" / task for task in tasks}, tasks, head="pooler"
-    )
-    static = Method("average", lambda base, experts: Merged(base), None, None)
-    accuracy = {}
+    tiny, accuracy = bench(opened(family, tasks=tasks)), {}
     for name, reads in {"hidden": {}, "text": {"source": None, "characters": 1024}}.items():
-        setting = Setting(
-            False, Mlp(**RECIPE | {"epochs": 15, "lr": 1e-3, "hidden_ratio": 0.1}, rows=300, **reads), 0, "cpu", 8
-        )
+        asked = setting(epochs=15, lr=1e-3, hidden_ratio=0.1, rows=300, **reads)
         hits = [
-            learned.weights(suite, static, setting, task, "test")[0].argmax(1) == position
-            for position, task in enumerate(tasks)
+            learned.weights(tiny, asked, task, "test")[0].argmax(1) == position for position, task in enumerate(tasks)
         ]
         accuracy[name] = torch.cat(hits).float().mean()
     assert accuracy["text"] > 0.95 and accuracy["hidden"] < 0.7, accuracy
 
 
-def test_characters_are_counted_per_column(suite):
-    width = 64
-    pairs, single = (characters(suite, task, "test", width, None) for task in ("letters", "colours"))
+def test_characters_are_counted_per_column(tiny):
+    width, tasks = 64, tiny.suite.tasks
+    pairs, single = (characters(tasks[task], "test", width, None) for task in ("letters", "colours"))
     assert pairs.shape == single.shape == (10, 2 * width)
     torch.testing.assert_close(pairs.view(20, width).square().mean(1), torch.ones(20))
     assert not single[:, width:].any() and (single >= 0).all()
-    assert torch.equal(characters(suite, "letters", "test", width, 4), pairs[:4])
-    first = suite.tasks["letters"].splits["test"]["one"][0]
+    assert torch.equal(characters(tasks["letters"], "test", width, 4), pairs[:4])
+    first = tasks["letters"].splits["test"]["one"][0]
     grams = {first[at : at + n] for n in range(1, 5) for at in range(len(first) - n + 1)}
     assert 0 < (pairs[0, :width] > 0).sum() <= min(width, len(grams))
 
 
-def test_hidden_states_and_characters_are_read_beside_each_other(suite):
-    static = Method("average", lambda base, experts: Merged(base), None, None)
-    setting = Setting(False, Mlp(**RECIPE, characters=32), 0, "cpu", 8)
-    both, seconds = learned._features(suite, static, setting, "size", "test")
+def test_hidden_states_and_characters_are_read_beside_each_other(tiny):
+    both, seconds = learned._features(tiny, setting(characters=32), "size", "test")
     assert both.shape == (10, 16 + 64) and seconds > 0
-    assert torch.equal(both[:, 16:], characters(suite, "size", "test", 32, None))
+    assert torch.equal(both[:, 16:], characters(tiny.suite.tasks["size"], "test", 32, None))
