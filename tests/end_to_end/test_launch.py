@@ -97,7 +97,7 @@ def test_another_launcher_gives_the_same_records_and_the_report(family, tmp_path
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "two_processes.py").write_text(LAUNCHER)
     arguments = ["--config-dir", str(family / "conf"), "-m", "suite=tiny", "method=average,individual,ties"]
-    arguments += ["wandb.mode=disabled", "router.epochs=5"]
+    arguments += ["wandb.mode=disabled"]
     here = command(*arguments, f"results_dir={tmp_path / 'here'}")
     assert here.returncode == 0, here.stderr
     launcher = ["hydra.launcher._target_=hydra_plugins.two_processes.TwoProcesses", "hydra.sweeper.max_batch_size=2"]
