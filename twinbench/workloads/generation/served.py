@@ -90,10 +90,10 @@ class Served(HFLM):
         if self._weights is None and not merged.always:
             with self._bench.holding(shared), gated(self.model, merged) if merged.gates else nullcontext():
                 return ask(requests)
-        weights = torch.zeros(1, 0).expand(len(requests), 0)
+        weights = torch.zeros(len(requests), 0)
         if self._weights is not None:
             weights = self._weights[[request.doc_id for request in requests]]
-        distinct, group = weights.unique(dim=0, return_inverse=True)
+        distinct, group = (weights, None) if factored else weights.unique(dim=0, return_inverse=True)
         if factored or len(distinct) > max(weights.shape[1], len(weights) // SHARED):
             self._route_of = {request.args[0]: route for request, route in zip(requests, weights, strict=True)}
             with self._bench.holding(shared), attach(self.model, merged, self._tolerance) as self._routes:

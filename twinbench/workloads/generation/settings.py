@@ -54,14 +54,14 @@ def needs(suite: Mapping, folders: Mapping[str, Path]) -> list[str]:
     """What must be there before anything runs, in a few lines for a person: files to fetch, and memory.
 
     Args:
-        folders: per task with an expert of its own where the cache keeps that if it is fine-tuned here.
+        folders: per expert that is fine-tuned here where the cache keeps it.
 
     Raises:
         ValueError, FileNotFoundError: a malformed source, or a local one that is not there.
     """
     sources = {"base": suite["base"], "tokenizer": suite["tokenizer"]}
     if suite["checkpoints"] is not None:
-        sources |= {f"expert {name}": suite["checkpoints"][name] for name in folders}
+        sources |= {f"expert {name}": source for name, source in suite["checkpoints"].items()}
     said = {what: f"{origin(source)}: {_state(source)}" for what, source in sources.items() if source}
     if suite["checkpoints"] is None:
         lacking = [name for name, folder in folders.items() if not folder.exists()]
