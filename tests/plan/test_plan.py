@@ -29,8 +29,8 @@ def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ("suite=generative_smollm protocol=paper", "generative experts do not have; use strict"),
-        ("suite=generative_smollm router=risk", "generative tasks have no heads; use router=mlp"),
+        ("suite=generative_smollm protocol=paper", "these experts have no heads; use strict"),
+        ("suite=generative_smollm router=risk", "these experts have no heads; use router=mlp"),
         ("router=risk protocol=blind", "a row that goes to one is wrong"),
         ("suite.merged=[trec,sms] protocol=blind", "protocol=blind, and no expert of sst2, tweet is merged"),
         ("suite.merged=[trec,sms] method=individual", "method=individual goes by the known task, and no expert"),
@@ -60,9 +60,9 @@ def test_a_refused_export_does_not_send_to_a_command_that_refuses_too(tmp_path):
     with pytest.raises(ValueError, match="method=emr gives each task a model of its own, and no command writes these"):
         check_export(known, tmp_path, config["suite"])
     causal, _ = read("suite=generative_smollm")
-    with pytest.raises(ValueError, match="method=twin_merging of language models cannot be written to disk yet"):
+    with pytest.raises(ValueError, match="method=twin_merging of workload=generation cannot be written to disk yet"):
         check_export(planned("method=twin_merging"), tmp_path, causal["suite"])
-    with pytest.raises(ValueError, match=r"python -m twinbench\.merge method=average merges language models"):
+    with pytest.raises(ValueError, match=r"python -m twinbench\.merge method=average merges models of workload=generation"):
         check_export(planned("method=average"), tmp_path, causal["suite"])
 
 

@@ -182,8 +182,10 @@ def whole(key: str, value: object, otherwise: str = "") -> None:
 
 def _router(config: object) -> None:
     """Check the three leaves of a router; all are null where the known task is the route."""
-    if not isinstance(config, Mapping) or set(config) != {*ROUTER, "model"}:
+    if not isinstance(config, Mapping) or not {*ROUTER, "model"} <= set(config):
         raise Mistake(f"router must be one of the choices of python run.py --help, got {config!r}")
+    for key in config:
+        one_of("key of router", key, ("features", "model", "use"))
     if config["model"] is None:
         return
     _mapping("router.model", config["model"])
