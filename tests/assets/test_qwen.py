@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from support.commands import OS_ENVIRON, ROOT, command
 from support.language import TASKS, byte_tokenizer, documents
+from twinbench.assets.headers import parameters
 from twinbench.assets.qwen import converted, converted_adapter
 from twinbench.assets.sources import fetch
-from twinbench.plan import needs
 from twinbench.weights.lora import read_adapter
 from twinbench.weights.state_dict import layout, read_checkpoint
 
@@ -190,7 +190,7 @@ def test_dtypes_stay_and_a_source_is_rewritten_once(tmp_path, monkeypatch):
     edited = load_file(tmp_path / "old" / "model-00001-of-00002.safetensors")
     save_file({n: t + 1 for n, t in edited.items()}, tmp_path / "old" / "model-00001-of-00002.safetensors")
     assert fetch(source) != folder, "other content, another conversion"
-    assert needs.parameters(folder) == sum(tensor.numel() for tensor in state.values())
+    assert parameters(folder) == sum(tensor.numel() for tensor in state.values())
 
 
 @pytest.mark.parametrize(

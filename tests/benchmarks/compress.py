@@ -14,7 +14,8 @@ import torch
 
 from twinbench.merging.compress import basis, svd
 from twinbench.prepared.basis import remembered
-from twinbench.records.provenance import machine, versions
+from twinbench.records.provenance import versions
+from twinbench.system.device import machine
 from twinbench.weights.parts import dense
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"

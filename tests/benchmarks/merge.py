@@ -292,7 +292,8 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
     """Print the table, and keep it where it is a full-size run."""
     import psutil
 
-    from twinbench.records.provenance import machine, versions
+    from twinbench.records.provenance import versions
+    from twinbench.system.device import machine
 
     reference = {row["method"]: row for row in rows if row["tool"] == "twinbench"}
     peers = PEERS if arguments.peers else {}

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from twinbench.merging.merged import Merged, with_route
-from twinbench.records.provenance import machine, versions
+from twinbench.records.provenance import versions
 from twinbench.routing.attach import attach
+from twinbench.system.device import machine
 from twinbench.weights.parts import LowRank, Part, dense
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"

@@ -90,7 +90,8 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int, files: in
     """Print the table, and keep it where it is a full-size run."""
     import psutil
 
-    from twinbench.records.provenance import machine, versions
+    from twinbench.records.provenance import versions
+    from twinbench.system.device import machine
 
     where = f"{machine()}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
     lines = [

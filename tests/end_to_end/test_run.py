@@ -19,6 +19,8 @@ from transformers import BertForSequenceClassification
 
 from support.commands import OS_ENVIRON, ROOT, command, composed, rows_of
 from support.family import CLASSES, edit_weights, frame, tokenizer, write_suite
+from support.methods import YAMLS
+from twinbench import command as commands
 from twinbench import prepare
 from twinbench.command import run
 from twinbench.records import store
@@ -150,7 +152,7 @@ def test_how_experts_were_trained_comes_into_the_results_and_its_report(bench, f
     assert bench("method=average", conf=tmp_path / "conf") == "skipped"
     assert file.read_bytes() == written[0], "records of before the file was kept get it as well"
     file.unlink()
-    monkeypatch.setattr(prepare, "load_tasks", unreachable)
+    monkeypatch.setattr(prepare, "read", unreachable)
     assert bench("method=average", conf=tmp_path / "conf") == "skipped", "what is done stays done without its data"
     assert not file.exists()
     file.write_bytes(written[0])
@@ -280,6 +282,7 @@ def test_batch_size_does_not_change_scores(bench, tmp_path):
         ("method@shared=twin_merging", "needs a static method"),
         ("suite.base.path=nowhere", "nowhere does not exist"),
         ("router=risk protocol=blind", "under protocol=blind a row that goes to one is wrong; use router=text"),
+        ("router=oracle protocol=blind", "goes by; choose router=mlp"),
         ("suite.checkpoints=null", "set one of finetune and checkpoints"),
         ("~suite.checkpoints.size", "checkpoints are of letters, colours, tasks letters, colours, size"),
         ("suite.base.pth=nowhere", "unknown keys pth"),
@@ -297,7 +300,6 @@ def test_mistakes_found_while_planning(bench, override, words):
         (["method.rank_ratio=3"], r"rank_ratio must be in (0, 1], got 3"),
         (["method=ties", "method.density=2"], r"density must be in (0, 1], got 2"),
         (["router.model.dropout=1.5"], "router.model.dropout must be in [0, 1), got 1.5"),
-        (["router=oracle", "protocol=blind"], "choose router=mlp"),
         (["method=expert", "method.task=letter"], "did you mean 'letters'?"),
         (["device=cuda:9"], "no CUDA device"),
         (["suite.tasks.letters.metrics=[acuracy]"], "metrics must be of"),
@@ -315,6 +317,86 @@ def test_mistakes_found_before_merging_are_failed_records(bench, capfd, override
     assert "Traceback" not in said
 
 
+BROKEN = """
+import numpy as np
+
+from twinbench.merging.merged import Merged
+from twinbench.weights.state_dict import StateDict
+
+
+def merge(base, experts):
+    return Merged(StateDict(base, lambda name: np.zeros(2).reshape(3)))
+"""
+
+
+def test_an_error_of_the_code_shows_its_traceback_and_one_of_the_user_a_line_and_the_sweep_goes_on(family, tmp_path):
+    """Both are a ValueError: numpy's in a method that meets real tensors, and a hyperparameter out of range."""
+    conf, results = tmp_path / "conf", tmp_path / "results"
+    write_suite(family, conf)
+    (tmp_path / "broken.py").write_text(BROKEN)
+    (conf / "method").mkdir()
+    (conf / "method" / "broken.yaml").write_text("_target_: broken.merge\n_partial_: true\n")
+    ties = OmegaConf.load(ROOT / "conf" / "method" / "ties.yaml")
+    OmegaConf.save(ties | {"density": 7}, conf / "method" / "dense.yaml")
+    arguments = ["--config-dir", str(conf), "-m", "suite=tiny", "method=broken,dense,average", "allow=[broken]"]
+    done = command(*arguments, f"results_dir={results}", "wandb.mode=disabled", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "2 failed, 1 ok" in done.stdout
+    code, user = "cannot reshape array of size 2 into shape (3,)", "density must be in (0, 1], got 7"
+    errors = {row["method"]: row["error"] for row in rows_of(results, status="failed")}
+    assert errors == {"broken": f"ValueError: {code}", "dense": f"Mistake: {user}"}
+    shown, _, rest = done.stderr.partition("\nValueError: ")
+    assert shown.startswith("Traceback (most recent call last)") and f'"{tmp_path / "broken.py"}", line 9' in shown
+    first, *others = rest.splitlines()
+    assert first == code and [line.rpartition(": ")[2] for line in others] == [code, user]
+    assert all(line.startswith("error: ") for line in others)
+    assert {row["method"] for row in rows_of(results, status="ok")} == {"average"}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in YAMLS])
+def test_every_method_runs(bench, name):
+    """Its defaults, but for rows of a task, of which there are few here, and the expert that is named."""
+    few = {"fisher": ["method.rows=20"], "regmean": ["method.rows=20"], "expert": ["method.task=letters"]}
+    assert bench(f"method={name}", *few.get(name, [])) == "ok"
+    found = primary(bench.results, method=name)
+    assert found.keys() == CLASSES.keys() and np.isfinite(list(found.values())).all()
+    (run_id,) = {row["run_id"] for row in rows_of(bench.results)}
+    assert len(store.predictions(bench.results, run_id)) == 31 * len(CLASSES)
+
+
+def test_what_a_workbench_remembers_changes_no_record(bench, tmp_path):
+    """A sweep of runs that share merges, routers, features and passes, against one that forgets all but the newest."""
+    runs = [
+        ["method=individual"],
+        ["method=average"],
+        ["method=average", "protocol=paper"],
+        ["method=average", "protocol=blind"],
+        ["method=smile"],
+        ["method=regmean", "method.rows=20"],
+        ["method=twin_merging"],
+        ["method=twin_merging", "protocol=paper"],
+        ["method=twin_merging", "router=risk", "router.features.rows=20"],
+        ["method=twin_merging", "router=grouped"],
+        ["method=twin_merging", "method.rank_ratio=0.5", "shared=average"],
+    ]
+    found = {}
+    for limit in ("null", "1"):
+        for run_ in runs:
+            there = f"results_dir={tmp_path / limit}"
+            assert bench(*run_, f"workbench_bytes={limit}", there) == "ok", run_
+        found[limit] = commands._bench[1].remembered_bytes()
+    assert found["1"] < found["null"] / 10, "it has forgotten"
+    timed = {"time", "peak_memory_bytes", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"}
+    kept, forgotten = (
+        [{key: value for key, value in row.items() if key not in timed} for row in store.read(tmp_path / limit)]
+        for limit in ("null", "1")
+    )
+    assert len({row["run_id"] for row in kept}) == len(runs)
+    assert kept == forgotten
+    for run_id in {row["run_id"] for row in kept}:
+        pd.testing.assert_frame_equal(*(store.predictions(tmp_path / limit, run_id) for limit in ("null", "1")))
+
+
 def test_a_sweep_reports_records_failures_and_sets_the_exit_code(family, tmp_path):
     """The real command, in a process of its own: a union of grids, one of whose jobs fails."""
     conf = tmp_path / "conf"
@@ -326,7 +408,7 @@ def test_a_sweep_reports_records_failures_and_sets_the_exit_code(family, tmp_pat
     (conf / "experiment").mkdir()
     (conf / "experiment" / "tiny.yaml").write_text(
         "# @package _global_\ndefaults: [{override /suite: tiny}]\n"
-        f"hydra: {{mode: MULTIRUN, sweeper: {{blocks: [{', '.join(grids)}]}}}}\nrouter: {{epochs: 5}}\n"
+        f"hydra: {{mode: MULTIRUN, sweeper: {{blocks: [{', '.join(grids)}]}}}}\nrouter: {{model: {{epochs: 5}}}}\n"
     )
     arguments = ["--config-dir", str(conf), "experiment=tiny", f"results_dir={tmp_path / 'results'}"]
     planned = command(*arguments, "plan=true")

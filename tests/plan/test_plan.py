@@ -62,7 +62,7 @@ def test_a_refused_export_does_not_send_to_a_command_that_refuses_too(tmp_path):
     causal, _ = read("suite=generative_smollm")
     with pytest.raises(ValueError, match="method=twin_merging of workload=generation cannot be written to disk yet"):
         check_export(planned("method=twin_merging"), tmp_path, causal["suite"])
-    with pytest.raises(ValueError, match=r"python -m twinbench\.merge method=average merges models of workload=generation"):
+    with pytest.raises(ValueError, match=r"twinbench\.merge method=average merges models of workload=generation"):
         check_export(planned("method=average"), tmp_path, causal["suite"])
 
 

@@ -139,7 +139,7 @@ def test_bad_values_of_a_run(family, override, words):
         ("+suite.limit=0", "suite.limit must be a whole number of at least 1 or null, got 0"),
         ("+suite.limit=2.5", "suite.limit must be a whole number of at least 1 or null, got 2.5"),
         ("+suite.limt=2", "unknown key of suite 'limt'; did you mean 'limit'?"),
-        ("~suite.finetune", "suite lacks finetune; begin its defaults with /workload@_here_: classification or generation"),
+        ("~suite.finetune", "suite lacks finetune; begin its defaults with /workload@_here_: classification or"),
         ("~suite.checkpoints", "suite lacks checkpoints; begin its defaults with"),
         ("~suite.tasks", "suite lacks tasks; begin its defaults with"),
         ("suite.tasks=null", "suite.tasks must map keys to values, got None"),
@@ -167,7 +167,7 @@ def test_bad_values_of_a_run(family, override, words):
         ("+suite.tasks.size.data.lable=x", "unknown key of suite.tasks.size.data 'lable'; did you mean 'label'?"),
         ("~suite.tasks.size.data._partial_", "suite.tasks.size.data._partial_ must be true beside _target_="),
         ("~method._partial_", "method._partial_ must be true beside _target_=twinbench.merging.twin_merging.merge"),
-        ("+router.model._partial_=true", "router.model._partial_ must be false beside _target_=twinbench.routing.mlp.Mlp"),
+        ("+router.model._partial_=true", "router.model._partial_ must be false beside _target_=twinbench.routing.mlp"),
         ("+method._args_=[1]", "method._args_: beside _target_ only _partial_ has a meaning"),
     ],
 )
@@ -214,7 +214,7 @@ def test_bad_recipes(family, tmp_path, override, words):
             "there is no Python module twinbench.merge.pd",
         ),
         ("method._target_=twinbench.assets.sources.Path", "has no function or class Path"),
-        ("router.model._target_=baselines.ties.merge", "router.model._target_=baselines.ties.merge: only functions in twinbench"),
+        ("router.model._target_=baselines.ties.merge", "_target_=baselines.ties.merge: only functions in twinbench"),
         ("suite.tasks.size.data._target_=pandas.read_pickle", "only functions in twinbench.tasks"),
         (
             "+method.x={y: [{_target_: twinbench.routing.router.Mlp}]}",

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from support.commands import OS_ENVIRON, ROOT
 from support.family import CLASSES, METRICS
-from twinbench.workloads.classification.data import load_task
+from twinbench.workloads.classification.data import Spec, load_task
 from twinbench.workloads.classification.finetune import Recipe, finetune
 
 RECIPE = Recipe(
@@ -34,12 +34,12 @@ def task(name):
     }
     rows = {"train": 90, "validation": 30, "test": None}
     settings = {"columns": ["text"], "classes": CLASSES[name], "metrics": METRICS[name], "max_length": 8, "rows": rows}
-    return load_task(lambda: frames, {}, name=name, **settings)
+    return load_task(name, Spec(**settings), lambda: frames, {})
 
 
 @pytest.mark.parametrize("name", ["letters", "size"])
 def test_an_expert_learns_and_is_a_plain_hugging_face_folder(family, tmp_path, name):
-    folder = finetune(family / "base", task(name), RECIPE, tmp_path / name, "cpu")
+    folder = finetune(family / "base", task(name), RECIPE, tmp_path / name, "cpu", family / "base")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     logits = model(**AutoTokenizer.from_pretrained(folder)(["w1", "w11"], return_tensors="pt")).logits
     assert logits[0].argmax() == 0 and logits[1].argmax() == 1 if name == "letters" else logits[0] < 0 < logits[1]
@@ -54,22 +54,22 @@ def test_an_expert_learns_and_is_a_plain_hugging_face_folder(family, tmp_path, n
 
 
 def test_deterministic_and_cached(family, tmp_path):
-    first = finetune(family / "base", task("letters"), RECIPE, tmp_path / "a", "cpu")
-    again = finetune(family / "base", task("letters"), RECIPE, tmp_path / "b", "cpu")
+    first = finetune(family / "base", task("letters"), RECIPE, tmp_path / "a", "cpu", family / "base")
+    again = finetune(family / "base", task("letters"), RECIPE, tmp_path / "b", "cpu", family / "base")
     assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     before = (first / "model.safetensors").stat().st_mtime_ns
-    assert finetune(family / "base", task("letters"), RECIPE, tmp_path / "a", "cpu") == first
+    assert finetune(family / "base", task("letters"), RECIPE, tmp_path / "a", "cpu", family / "base") == first
     assert (first / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_damaged_expert_is_trained_again_and_said_once(family, tmp_path, capfd):
     recipe = replace(RECIPE, epochs=1)
-    folder = finetune(family / "base", task("letters"), recipe, tmp_path / "a", "cpu")
+    folder = finetune(family / "base", task("letters"), recipe, tmp_path / "a", "cpu", family / "base")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-5] + bytes([whole[-5] ^ 64]) + whole[-4:])
     capfd.readouterr()
     for _ in range(2):
-        assert finetune(family / "base", task("letters"), recipe, folder, "cpu") == folder
+        assert finetune(family / "base", task("letters"), recipe, folder, "cpu", family / "base") == folder
     assert (folder / "model.safetensors").read_bytes() == whole
     warning = f"{folder}: model.safetensors is not what was written there; it is made again"
     assert [line for line in capfd.readouterr().err.splitlines() if "made again" in line] == [warning]
@@ -80,7 +80,7 @@ def test_a_killed_training_leaves_no_expert(family, tmp_path):
         "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from dataclasses import replace\n"
         "from test_experts import RECIPE, task; from twinbench.workloads.classification.finetune import finetune\n"
         "base, folder = map(Path, sys.argv[1:])\n"
-        "finetune(base, task('letters'), replace(RECIPE, epochs=100000), folder, 'cpu')\n"
+        "finetune(base, task('letters'), replace(RECIPE, epochs=100000), folder, 'cpu', base)\n"
     )
     arguments = [sys.executable, "-c", script, str(family / "base"), str(tmp_path / "a")]
     process = subprocess.Popen(arguments, cwd=ROOT, env=OS_ENVIRON, stdout=subprocess.DEVNULL)
@@ -91,7 +91,7 @@ def test_a_killed_training_leaves_no_expert(family, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "a").exists()
-    folder = finetune(family / "base", task("letters"), RECIPE, tmp_path / "a", "cpu")
+    folder = finetune(family / "base", task("letters"), RECIPE, tmp_path / "a", "cpu", family / "base")
     assert (folder / "training.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a"], "what the killed process left is removed"
 
