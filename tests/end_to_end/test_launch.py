@@ -15,11 +15,12 @@ from twinbench.sweep import Outcome
 from twinbench.system.mistakes import Mistake
 
 LAUNCHER = '''
-"""A launcher of two processes, to which everything goes as a pickle."""
+"""A launcher of two processes, to which everything goes as a pickle, as joblib's, submitit's and Ray's do it."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import run_job, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -33,16 +34,15 @@ class TwoProcesses(Launcher):
     def launch(self, job_overrides, initial_job_idx):
         print("batch of", len(job_overrides), flush=True)
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-            state = Singleton.get_state()
-            jobs = [
-                pool.submit(run, *self.given, state, list(overrides), number)
-                for number, overrides in enumerate(job_overrides, initial_job_idx)
-            ]
+            given = cloudpickle.dumps((*self.given, Singleton.get_state()))
+            numbered = enumerate(job_overrides, initial_job_idx)
+            jobs = [pool.submit(run, given, list(overrides), number) for number, overrides in numbered]
             return [job.result() for job in jobs]
 
 
-def run(context, task, config, state, overrides, number):
+def run(given, overrides, number):
     setup_globals()
+    context, task, config, state = cloudpickle.loads(given)
     Singleton.set_state(state)
     config = context.config_loader.load_sweep_config(config, overrides)
     with open_dict(config):
