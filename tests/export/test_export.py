@@ -19,8 +19,9 @@ from twinbench.merging.merged import with_route
 from twinbench.plan.preflight import planned
 from twinbench.records import store
 from twinbench.routing.attach import attach
-from twinbench.routing.features import features, forward
-from twinbench.suite import backbone, classifier, load
+from twinbench.routing.features import hidden_states
+from twinbench.workloads.classification.open import classifier
+from twinbench.workloads.classification.score import forward
 
 ROWS = range(0, 31, 6)  # test rows that are compared
 TWIN = ["method=twin_merging", "method.rank_ratio=0.2"]
@@ -41,30 +42,28 @@ def export(family, tmp_path):
 
 
 def built(cfg):
-    """The suite, the merged model and the router, from the caches of the run."""
+    """The bench, the merged model and the router."""
     cfg.export = None  # it is there already
-    arguments = prepare.prepared(planned(cfg, HydraConfig.get().runtime.choices))
-    return arguments[0], *benchmark.built(*arguments)
+    job = planned(cfg, HydraConfig.get().runtime.choices)
+    own = prepare.workbench(job, 10**9)
+    return own, *benchmark.built(own, prepare.setting(job, own))
 
 
 @torch.inference_mode()
-def logits_of(suite, task, state=None, merged=None, weights=None):
+def logits_of(own, task, state=None, merged=None, weights=None):
     """Our own forward of the compared rows: of one state dict, or of routed exclusive parts."""
-    module, rows = backbone(suite, "cpu"), list(ROWS)
-    load(module, merged.shared if state is None else state)
-    model = classifier(suite, task, module)
-    if weights is None:
-        return forward(model, suite, task, "test", rows, batch_size=4)
-    with attach(module, merged) as routes:
-        return forward(model, suite, task, "test", rows, batch_size=4, routes=routes, weights=weights)
+    with own.holding(merged.shared if state is None else state) as module:
+        model, rows = classifier(own.suite, task, module), list(ROWS)
+        if weights is None:
+            return forward(own, model, task, "test", rows)
+        with attach(module, merged) as routes:
+            return forward(own, model, task, "test", rows, (routes, weights))
 
 
-def features_of(suite, task, merged, layer=None, pool="mean"):
+def features_of(own, task, merged, layer=None, pool="mean"):
     """What the router reads of the compared rows."""
-    module = backbone(suite, "cpu")
-    load(module, merged.shared)
-    how = {"layer": layer, "pool": pool, "rows": None, "batch_size": 4}
-    return features(module, suite, task, "test", **how)[list(ROWS)]
+    with own.holding(merged.shared):
+        return hidden_states(own, task, "test", layer=layer, pool=pool)[list(ROWS)]
 
 
 def readme_blocks(folder):
@@ -91,13 +90,13 @@ def stacked(scopes):
 
 @pytest.mark.parametrize("method", [["method=average"], ["method=expert", "method.task=colours"]])
 def test_a_static_merge_is_a_normal_model_for_every_task(export, monkeypatch, method):
-    folder, (suite, merged, router) = export(*method)
+    folder, (own, merged, router) = export(*method)
     assert router is None
     (block,) = readme_blocks(folder)
     for task, classes in CLASSES.items():
-        expected = logits_of(suite, task, merged=merged)
+        expected = logits_of(own, task, merged=merged)
         torch.testing.assert_close(
-            stacked(run_block(block, suite, task, monkeypatch, folder)), expected, atol=1e-5, rtol=0
+            stacked(run_block(block, own.suite, task, monkeypatch, folder)), expected, atol=1e-5, rtol=0
         )
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder / "tasks" / task, output_loading_info=True
@@ -107,37 +106,37 @@ def test_a_static_merge_is_a_normal_model_for_every_task(export, monkeypatch, me
         shard = folder / "tasks" / task / "model-00001-of-00002.safetensors"
         assert shard.samefile(folder / "model.safetensors"), "the shared weights are on the disk once"
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            theirs = (suite.base_folder / name).read_bytes()
+            theirs = (own.suite.base_folder / name).read_bytes()
             assert (folder / "tasks" / task / name).read_bytes() == theirs == (folder / name).read_bytes()
     bare, info = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}, "they belong to the heads"
-    texts = [suite.tasks["size"].splits["test"]["text"][row] for row in ROWS]
+    texts = [own.suite.tasks["size"].splits["test"]["text"][row] for row in ROWS]
     with torch.inference_mode():
-        means = [bare(**suite.tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1) for text in texts]
-    torch.testing.assert_close(torch.cat(means), features_of(suite, "size", merged), atol=1e-5, rtol=0)
+        means = [bare(**own.suite.tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1) for text in texts]
+    torch.testing.assert_close(torch.cat(means), features_of(own, "size", merged), atol=1e-5, rtol=0)
 
 
 def test_an_exported_task_serves_in_a_pipeline(export):
-    folder, (suite, merged, _) = export("method=ties")
+    folder, (own, merged, _) = export("method=ties")
     served = pipeline("text-classification", str(folder / "tasks" / "colours"))
-    texts = [suite.tasks["colours"].splits["test"]["text"][row] for row in ROWS]
-    expected = logits_of(suite, "colours", merged=merged).argmax(1)
+    texts = [own.suite.tasks["colours"].splits["test"]["text"][row] for row in ROWS]
+    expected = logits_of(own, "colours", merged=merged).argmax(1)
     assert [answer["label"] for answer in served(texts)] == [CLASSES["colours"][position] for position in expected]
 
 
 @pytest.mark.parametrize("shared", [[], ["method@shared=expert", "shared.task=letters"]])
 def test_the_known_tasks_expert_is_the_shared_model_and_a_lora_adapter(export, monkeypatch, shared):
     pytest.importorskip("peft", reason="adapters are loaded back by PEFT")
-    folder, (suite, merged, router) = export(*TWIN, *shared, "router=oracle")
+    folder, (own, merged, router) = export(*TWIN, *shared, "router=oracle")
     assert router is None
     (block,) = readme_blocks(folder)
     for task in CLASSES:
         route = [float(expert == task) for expert in merged.exclusive]
-        expected = logits_of(suite, task, with_route(merged, route))
-        got = stacked(run_block(block, suite, task, monkeypatch, folder))
+        expected = logits_of(own, task, with_route(merged, route))
+        got = stacked(run_block(block, own.suite, task, monkeypatch, folder))
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
         if not (shared and task == "letters"):
-            assert (expected - logits_of(suite, task, merged=merged)).abs().max() > 1e-3, "the expert matters here"
+            assert (expected - logits_of(own, task, merged=merged)).abs().max() > 1e-3, "the expert matters here"
     config = json.loads((folder / "experts" / "colours" / "adapter_config.json").read_text())
     ranks = {expert.right.shape[0] for expert in merged.exclusive["colours"].values() if hasattr(expert, "right")}
     assert {config["r"], *config["rank_pattern"].values()} == ranks == {1, 3}
@@ -151,22 +150,22 @@ READS = {"mean": None, "segments": 1, "first": None, "last": None}  # a layer
 def test_the_router_weighs_adapters_as_it_does_here(export, monkeypatch, changes, pool):
     pytest.importorskip("peft", reason="adapters are loaded back by PEFT")
     reads = [f"router.features.pool={pool}", f"router.features.layer={READS[pool] or 'null'}"]
-    folder, (suite, merged, router) = export(*TWIN, *changes, *reads)
+    folder, (own, merged, router) = export(*TWIN, *changes, *reads)
     _, block = readme_blocks(folder)
     for task in CLASSES:
-        weights = router(features_of(suite, task, merged, READS[pool], pool))
+        weights = router(features_of(own, task, merged, READS[pool], pool))
         assert 0 < weights.min(1).values.max() < 1 or changes, "a mixture, not one expert"
-        scopes = run_block(block, suite, task, monkeypatch, folder)
+        scopes = run_block(block, own.suite, task, monkeypatch, folder)
         torch.testing.assert_close(torch.tensor([scope["weights"] for scope in scopes]), weights, atol=1e-5, rtol=0)
-        expected = logits_of(suite, task, merged=merged, weights=weights)
+        expected = logits_of(own, task, merged=merged, weights=weights)
         torch.testing.assert_close(stacked(scopes), expected, atol=1e-4, rtol=0)
 
 
 def test_under_blind_the_exported_router_chooses_the_head(export, monkeypatch):
-    folder, (suite, merged, router) = export("method=average", "protocol=blind")
+    folder, (own, merged, router) = export("method=average", "protocol=blind")
     _, block = readme_blocks(folder)
-    weights = router(features_of(suite, "size", merged))
-    for at, scope in enumerate(run_block(block, suite, "size", monkeypatch, folder)):
+    weights = router(features_of(own, "size", merged))
+    for at, scope in enumerate(run_block(block, own.suite, "size", monkeypatch, folder)):
         assert scope["task"] == list(CLASSES)[weights[at].argmax()]
         assert scope["logits"].shape == (1, len(CLASSES[scope["task"]] or [0]))
 
@@ -211,7 +210,7 @@ def test_an_export_does_not_change_the_run_and_does_not_measure_it_again(export,
         (["method=average", "protocol=paper"], "every task's own biases"),
         (["method=twin_merging", "router.features.source=base"], "router of the shared expert's hidden states"),
         (["method=twin_merging", "router.features.characters=64"], "router of the shared expert's hidden states"),
-        (["method=twin_merging", "+router.use.minimum_risk=true"], "minimum_risk=false"),
+        (["method=twin_merging", "router.use.minimum_risk=true"], "minimum_risk=false"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_it_runs(export, overrides, words):

@@ -8,15 +8,17 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from support.family import CLASSES, frame, make_task
+from support.family import CLASSES, bench, frame, make_task, opened
 from twinbench.merging.method import Method
 from twinbench.routing import learned
 from twinbench.routing.learned import Setting
-from twinbench.routing.router import Mlp, fit, minimizing
-from twinbench.suite import open_suite
+from twinbench.routing.mlp import Mlp
+from twinbench.routing.recipe import Features, Recipe, Use
+from twinbench.routing.router import Router
 from twinbench.workloads.classification.costs import costs
 
-RECIPE = {"hidden_ratio": 2.0, "dropout": 0.5, "lr": 5e-3, "epochs": 10, "batch_size": 16, "top_k": 1, "balanced": True}
+MODEL = Mlp(hidden_ratio=2.0, dropout=0.5, lr=5e-3, epochs=10, batch_size=16, balanced=True)
+USE = {"top_k": 1, "groups": None, "minimum_risk": False, "tolerance": 0.0}
 
 
 @torch.inference_mode()
@@ -45,13 +47,11 @@ def suite(family):
                 else label + 0.5 * label.std() * draw.normal(size=len(rows))
             )
         tasks[task] = make_task(task, frames, rows={"train": 40, "validation": 24, "test": None})
-    return open_suite(
-        "tiny", family / "base", {task: family / "experts" / task for task in CLASSES}, tasks, head="pooler"
-    )
+    return opened(family, tasks=tasks)
 
 
 def test_costs_are_what_the_normalized_score_loses(family, suite):
-    found, _ = costs(suite, "cpu", 5)
+    found, _ = costs(bench(suite, 5))
     assert torch.equal(found.diag(), torch.zeros(3))
     assert found.abs().max() > 0.1, "the experts differ"
     for row, task in enumerate(CLASSES):
@@ -76,21 +76,24 @@ def test_an_expert_that_scores_nothing_is_named(suite):
     rows = suite.tasks["size"].splits["validation"]
     rows["label"] = -rows["label"]
     with pytest.raises(ValueError, match="the expert of size scores -0"):
-        costs(suite, "cpu", 8)
+        costs(bench(suite))
 
 
 def test_a_router_of_a_suite_goes_by_its_costs(suite):
-    recipe = Mlp(**RECIPE, source=None, characters=64, rows=40, minimum_risk=True)
-    asked = (suite, Method("none", None, "router", None), Setting(False, recipe, 0, "cpu", 8))
-    router, seconds = learned.learned(*asked)
-    expected, took = costs(suite, "cpu", 8)
-    likeliest, before = learned.learned(*asked[:2], Setting(False, replace(recipe, minimum_risk=False), 0, "cpu", 8))
+    own, reads = bench(suite), Features(None, None, "mean", 64, 40)
+    careful, plain = (
+        Setting(Method("none", "none", None), "router", Recipe(reads, MODEL, Use(**USE | {"minimum_risk": risk})), 0)
+        for risk in (True, False)
+    )
+    router, seconds = learned.learned(own, careful)
+    expected, took = own.remember("costs", None)
+    likeliest, before = learned.learned(own, plain)
     assert likeliest.costs is None, "they share their training, not their decision"
     assert torch.equal(router.costs, expected) and seconds == before + took, "each is measured once"
-    assert learned.router_bytes(suite, router, {}, asked[2]) > learned.router_bytes(suite, likeliest, {}, asked[2])
+    assert learned.router_bytes(own, careful, router, {}) > learned.router_bytes(own, plain, likeliest, {})
     for task in CLASSES:
-        weights, _ = learned.weights(*asked, task, "test")
-        probable = router.logits(learned._features(suite, None, asked[2], task, "test")[0]).softmax(1)
+        weights, _ = learned.weights(own, careful, task, "test")
+        probable = router.logits(learned._features(own, careful, task, "test")[0]).softmax(1)
         losses = torch.stack([(probable * expected[:, expert]).sum(1) for expert in range(3)], 1)
         assert torch.equal(weights.argmax(1), losses.argmin(1))
         torch.testing.assert_close(weights.sort(1).values, torch.tensor([[0.0, 0, 1]]).expand(10, 3))
@@ -105,8 +108,8 @@ def overlapping(rows: int, seed: int):
 def test_rows_that_are_dear_to_lose_are_lost_less_and_all_of_them_cost_less():
     (features, experts), held_out, test = overlapping(600, 0), overlapping(200, 1), overlapping(2000, 2)
     costs, found = torch.tensor([[0.0, 3.0], [0.5, 0.0]]), {}
-    likeliest = fit(Mlp(**RECIPE), (features, experts), held_out, 0)
-    alike, careful = (minimizing(likeliest, matrix) for matrix in (1 - torch.eye(2), costs))
+    model = MODEL.fit((features, experts), held_out, 0)
+    likeliest, alike, careful = (Router(model, Use(**USE), matrix) for matrix in (None, 1 - torch.eye(2), costs))
     for name, router in (("likeliest", likeliest), ("alike", alike), ("risk", careful)):
         route = router(test[0]).argmax(1)
         lost = [(route != test[1])[test[1] == expert].float().mean() for expert in (0, 1)]
@@ -116,7 +119,8 @@ def test_rows_that_are_dear_to_lose_are_lost_less_and_all_of_them_cost_less():
     assert found["risk"][2] < 0.8 * found["likeliest"][2]
 
 
-@pytest.mark.parametrize("changes", [{"balanced": False}, {"top_k": None}, {"top_k": 2}])
-def test_risk_is_of_one_expert_and_of_tasks_that_count_alike(changes):
-    with pytest.raises(ValueError, match=r"router\.minimum_risk must be false unless"):
-        Mlp(**RECIPE | changes, minimum_risk=True)
+@pytest.mark.parametrize(("balanced", "top_k"), [(False, 1), (True, None), (True, 2)])
+def test_risk_is_of_one_expert_and_of_tasks_that_count_alike(balanced, top_k):
+    with pytest.raises(ValueError, match=r"router\.use\.minimum_risk must be false unless"):
+        use = Use(**USE | {"minimum_risk": True, "top_k": top_k})
+        Recipe(Features(None, None, "mean", 8, None), replace(MODEL, balanced=balanced), use)

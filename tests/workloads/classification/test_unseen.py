@@ -1,20 +1,19 @@
 """Tasks whose experts are not merged, or that have none: scored under their own or another task's head."""
 
-import json
-
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from support.commands import composed, rows_of
-from support.family import CLASSES, write_suite
+from support.family import CLASSES, bench, write_suite
 from twinbench import prepare
 from twinbench.command import run
 from twinbench.plan import identity
 from twinbench.plan.job import configured
+from twinbench.plan.suite import narrowed
 from twinbench.records import provenance, store
-from twinbench.suite import backbone, classifier, load
 from twinbench.system.cached import made
+from twinbench.workloads.classification.open import classifier
 
 SEEN = ["letters", "size"]
 
@@ -44,12 +43,11 @@ def test_unseen_tasks_are_scored_by_what_is_merged(conf, tmp_path):
 def test_only_the_merged_experts_are_in_the_weights(conf, tmp_path):
     cfg = composed(conf, tmp_path, "method=average")
     assert run(cfg).status == "ok"
-    suite = prepare.open_suite(json.dumps(OmegaConf.to_container(cfg, resolve=True)["suite"]), "cpu")
+    suite = prepare.opened(narrowed(OmegaConf.to_container(cfg, resolve=True)["suite"]), "cpu")
     assert list(suite.experts) == SEEN and set(suite.heads) == {*CLASSES, "hues"}
-    module = backbone(suite, "cpu")
-    load(module, {n: sum(suite.experts[task][n] for task in SEEN) / len(SEEN) for n in suite.base})
+    mean = {n: sum(suite.experts[task][n] for task in SEEN) / len(SEEN) for n in suite.base}
     texts = suite.tasks["hues"].splits["test"]["text"].tolist()
-    with torch.inference_mode():
+    with torch.inference_mode(), bench(suite).holding(mean) as module:
         batch = suite.tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
         wanted = classifier(suite, "hues", module)(**batch).logits.argmax(1)
     found = store.predictions(tmp_path, rows_of(tmp_path, method="average")[0]["run_id"])
@@ -75,7 +73,7 @@ def test_how_experts_were_trained_is_told_of_those_that_there_are(conf, tmp_path
     for task in CLASSES:
         made(identity.expert_folder(suite, task), lambda part: (part / "training.json").write_text('{"curve": []}'))
     assert provenance.trained(suite)
-    tasks = prepare.load_tasks(json.dumps(suite))
+    tasks = prepare.read(suite)
     assert list(provenance.training(suite, tasks)) == list(CLASSES)
 
 
