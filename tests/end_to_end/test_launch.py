@@ -37,7 +37,7 @@ class TwoProcesses(Launcher):
             given = cloudpickle.dumps((*self.given, Singleton.get_state()))
             numbered = enumerate(job_overrides, initial_job_idx)
             jobs = [pool.submit(run, given, list(overrides), number) for number, overrides in numbered]
-            return [job.result() for job in jobs]
+            return [cloudpickle.loads(job.result()) for job in jobs]
 
 
 def run(given, overrides, number):
@@ -48,7 +48,7 @@ def run(given, overrides, number):
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = number
     places = {"job_dir_key": "hydra.sweep.dir", "job_subdir_key": "hydra.sweep.subdir"}
-    return run_job(hydra_context=context, task_function=task, config=config, **places)
+    return cloudpickle.dumps(run_job(hydra_context=context, task_function=task, config=config, **places))
 '''
 DYING = """
 import sys
