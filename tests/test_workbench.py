@@ -121,6 +121,7 @@ FRAME = pd.DataFrame({"row": [1, 2], "text": ["one", "three"]})
         (None, 8),
     ],
     ids=str,
+    ids=lambda case: type(case).__name__,
 )
 def test_bytes_are_those_of_what_is_held(held, size):
     assert held_bytes(held, set()) == size
