@@ -120,7 +120,6 @@ FRAME = pd.DataFrame({"row": [1, 2], "text": ["one", "three"]})
         ((TENSOR, 1.5), ONE + 8),
         (None, 8),
     ],
-    ids=str,
     ids=lambda case: type(case).__name__,
 )
 def test_bytes_are_those_of_what_is_held(held, size):
