@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from twinbench.merging.merged import Merged, materialize
@@ -41,7 +42,8 @@ class Workbench:
     @cached_property
     def module(self) -> nn.Module:
         """The module that every merged state dict is put into; it holds the base until then."""
-        return self.suite.workload.module(self.suite, self.device)
+        with torch.inference_mode(False):  # its weights are overwritten later, whoever asks for it first
+            return self.suite.workload.module(self.suite, self.device)
 
     @contextmanager
     def holding(self, state: Mapping[str, Tensor] | None) -> Iterator[nn.Module]:

@@ -337,7 +337,7 @@ def test_an_error_of_the_code_shows_its_traceback_and_one_of_the_user_a_line_and
     (conf / "method").mkdir()
     (conf / "method" / "broken.yaml").write_text("_target_: broken.merge\n_partial_: true\n")
     ties = OmegaConf.load(ROOT / "conf" / "method" / "ties.yaml")
-    OmegaConf.save(ties | {"density": 7}, conf / "method" / "dense.yaml")
+    OmegaConf.save(OmegaConf.merge(ties, {"density": 7}), conf / "method" / "dense.yaml")
     arguments = ["--config-dir", str(conf), "-m", "suite=tiny", "method=broken,dense,average", "allow=[broken]"]
     done = command(*arguments, f"results_dir={results}", "wandb.mode=disabled", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
@@ -377,7 +377,7 @@ def test_what_a_workbench_remembers_changes_no_record(bench, tmp_path):
         ["method=twin_merging", "protocol=paper"],
         ["method=twin_merging", "router=risk", "router.features.rows=20"],
         ["method=twin_merging", "router=grouped"],
-        ["method=twin_merging", "method.rank_ratio=0.5", "shared=average"],
+        ["method=twin_merging", "method.rank_ratio=0.5", "method@shared=average"],
     ]
     found = {}
     for limit in ("null", "1"):
