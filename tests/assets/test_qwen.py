@@ -124,13 +124,13 @@ def write_model(folder: Path, state: dict[str, torch.Tensor], **changes) -> Path
 
 
 def write_adapter(folder: Path, seed: int, rank: int = 4, **changes) -> dict[str, torch.Tensor]:
-    """An adapter of every matrix; returns its factors by module, as the file has them."""
+    """An adapter of every matrix, about as large as the base; returns its factors by module, as the file has them."""
     draw, factors = torch.Generator().manual_seed(seed), {}
     for layer in range(LAYERS):
         for name, (out, into) in WIDTHS.items():
             module = f"transformer.h.{layer}.{name}"
-            factors[f"{module}.lora_A"] = torch.randn(rank, into, generator=draw) * 0.3
-            factors[f"{module}.lora_B"] = torch.randn(out, rank, generator=draw) * 0.3
+            factors[f"{module}.lora_A"] = torch.randn(rank, into, generator=draw) * 0.15
+            factors[f"{module}.lora_B"] = torch.randn(out, rank, generator=draw) * 0.15
     folder.mkdir(parents=True)
     save_file({f"base_model.model.{n}.weight": t for n, t in factors.items()}, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "Qwen/Qwen-14B", "r": rank}

@@ -185,7 +185,7 @@ def test_individual_scores_are_the_experts_own(bench, family):
             logits = [model(**tokenizer()(text, return_tensors="pt")).logits[0].numpy() for text in test["text"]]
         given = np.array([row.argmax() if classes else row[0] for row in logits])
         metric = "accuracy" if classes else "pearson_spearman"
-        assert found[task] == pytest.approx(score(metric, test["label"].to_numpy(), given), abs=1e-6)
+        assert found[task] == pytest.approx(score(metric, test["label"].to_numpy(), given), abs=1e-5)
 
 
 def test_protocols(bench):
@@ -267,10 +267,13 @@ def test_the_order_of_checkpoints_is_that_of_the_tasks(bench, family, tmp_path):
 
 
 def test_batch_size_does_not_change_scores(bench, tmp_path):
-    assert bench("method=twin_merging") == "ok"
-    first = primary(bench.results)
-    assert bench("method=twin_merging", "batch_size=5", f"results_dir={tmp_path / 'other'}") == "ok"
-    assert primary(tmp_path / "other") == pytest.approx(first, abs=1e-4)
+    """Predictions, since a near tie of two rows may turn the order that Spearman's correlation counts."""
+    found = []
+    for results, size in ((bench.results, 16), (tmp_path / "other", 5)):
+        assert bench("method=twin_merging", f"batch_size={size}", f"results_dir={results}") == "ok"
+        (run_id,) = {row["run_id"] for row in rows_of(results)}
+        found.append(store.predictions(results, run_id)["prediction"].to_numpy(dtype=float))
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -347,9 +350,9 @@ def test_an_error_of_the_code_shows_its_traceback_and_one_of_the_user_a_line_and
     assert errors == {"broken": f"ValueError: {code}", "dense": f"Mistake: {user}"}
     shown, _, rest = done.stderr.partition("\nValueError: ")
     assert "Traceback (most recent call last)" in shown and f'"{tmp_path / "broken.py"}", line 9' in shown
-    first, *others = rest.splitlines()
-    assert first == code and [line.rpartition(": ")[2] for line in others] == [code, user]
-    assert all(line.startswith("error: ") for line in others)
+    first, *others = rest.splitlines()  # among the others may be progress bars
+    told = [line.rpartition(": ")[2] for line in others if line.startswith("error: ")]
+    assert first == code and told == [code, user]
     assert {row["method"] for row in rows_of(results, status="ok")} == {"average"}
 
 

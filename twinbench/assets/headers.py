@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Per tensor of a file its shape; nothing where it is no safetensors file, which those who read tensors tell."""
+    """Shape of each tensor of a file. Empty if it is not safetensors; the error is raised when its tensors are read."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

@@ -80,9 +80,9 @@ def _made(name: str, identity: str) -> Path:
 
 
 def found(source: Mapping) -> Path | None:
-    """Return what `fetch` need not download, as it is before anything is made of it; None where it has to.
+    """Local path of a source before any conversion, or None if it must be downloaded.
 
-    Of the hub a folder counts that another download has left unfinished.
+    A partly downloaded hub snapshot counts as local.
 
     Raises:
         ValueError: a malformed source, or a source that nothing serves.

@@ -64,8 +64,8 @@ class Job:
         params: the method's hyperparameters, with those of its shared expert's method under ``shared``.
         router, seed: None where the result does not depend on them.
         split: that is scored: test, or validation to choose hyperparameters by.
-        route: how w(x) is found, after the protocol and the router had their say: None, "task" (the known task),
-            "router", "layer" (per layer), or "top1" (one-hot at the router's choice).
+        route: the route that protocol and router leave to the method: None, "task" (the known task), "router",
+            "layer" (per layer), or "top1" (one-hot at the router's choice).
         role: of the method: "upper bound", "lower bound", "one expert" or None.
         reads: the data that the method and its router need, one of `signature.READS`.
         config: the resolved configuration; its suite has the chosen tasks.

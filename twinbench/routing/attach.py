@@ -36,9 +36,8 @@ def attach(model: nn.Module, merged: Merged, tolerance: float = 0.0) -> Iterator
         merged: its ``exclusive`` and ``always`` parts are added, by parameter name of ``model``; a part of a tied
             parameter acts wherever it is tied. The order of the experts in ``exclusive`` is that of the weights, and
             what is in ``always`` has the weight 1 for every sample. Its shared part is not read.
-        tolerance: of the matrices and biases of linear layers and embeddings, those whose weight for a sample is at
-            most this may be dropped for it: the weight dropped from a sample is at most ``len(merged.exclusive)
-            * tolerance``. 0 is exact.
+        tolerance: in linear layers and embeddings, an expert whose weight for a sample is at most this may be skipped.
+            At most ``len(merged.exclusive) * tolerance`` of a sample's weight is skipped. 0 is exact.
 
     Yields:
         Routes: set its ``weights`` before a forward or a generation. The batch in the model must be theirs, or a

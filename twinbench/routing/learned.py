@@ -26,8 +26,8 @@ class Setting:
 
     Attributes:
         method: what is merged.
-        route: how w(x) is found, after protocol and router had their say: None (no exclusive parts), "task" (one-hot
-            at the known task), "router", "top1" (one-hot at the router's choice) or "layer".
+        route: the route that protocol and router leave to the method: None (no exclusive parts), "task" (one-hot at
+            the known task), "router", "top1" (one-hot at the router's choice) or "layer".
         router, seed: of the learned router; None where none is asked.
         gold_biases: biases are the known task's own and not merged.
     """

@@ -108,8 +108,8 @@ def concurrently(function: Callable[[Item], Result], items: Iterable[Item]) -> l
 def _torch_threads(count: int) -> Iterator[None]:
     """Give each operation of torch so many threads, here and in threads that are begun meanwhile.
 
-    An operation's threads wait for each other at its end. On pieces that is most of the time, and on a core that
-    another process uses it is a hundred times the work.
+    Torch joins its threads after every operation. On small pieces the wait dominates; if another process holds a core
+    it is 100 times the work.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
@@ -25,7 +24,7 @@ from support.family import WORDS
 from twinbench.assets.sources import fetch, fingerprint
 from twinbench.plan.suite import narrowed, recipe
 from twinbench.records import store
-from twinbench.workloads.classification.data import load_task
+from twinbench.workloads.classification.data import read
 from twinbench.workloads.classification.finetune import Recipe
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -101,8 +100,7 @@ def test_real_data_fits_the_task_files(suite):
         pytest.skip("TWINBENCH_DATA is not set")
     for name, spec in suite["tasks"].items():
         sources = {key: fetch(source) for key, source in spec["sources"].items()}
-        rest = {key: value for key, value in spec.items() if key not in ("sources", "data", "finetune")}
-        task = load_task(instantiate(spec["data"]), sources, name=name, **rest)
+        task = read(name, spec, sources, None, None)
         assert len(task.splits["test"]) == OFFICIAL.get(name, 1000)
         assert len(task.splits["train"]) >= 5 * len(task.splits["validation"])
         if task.classes:

@@ -149,9 +149,10 @@ def packed(examples: Sequence[tuple[list[int], list[int]]], tokens: int, seed: i
 
 
 def _batch(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Rows as one, (1, tokens): what packs examples packs rows, and nothing is padded.
+    """Concatenates packed rows to one sequence (1, tokens), without padding.
 
-    Logits are asked for only where an answer's token comes next; over the whole vocabulary they cost as much as layers.
+    Logits are computed only where an answer token is predicted; for all positions they would cost as much as several
+    layers.
     """
     ids, labels, positions = (torch.tensor([t for row in rows for t in row[key]]) for key in ROW)
     kept = (labels[1:] != -100).nonzero().flatten()
