@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from baselines import average, expert
+from baselines import average, expert, individual
 from support.family import bench, opened
 from support.routing import STATIC
 from twinbench import workbench
-from twinbench.merging.merged import Merged
+from twinbench.merging.merged import Merged, exclusive_kind
 from twinbench.merging.method import Method
-from twinbench.weights.parts import LowRank
+from twinbench.routing.learned import Setting
+from twinbench.weights.parts import LowRank, dense
 from twinbench.weights.state_dict import StateDict
 from twinbench.workbench import Workbench, held_bytes, merged
 
@@ -243,6 +244,47 @@ def test_methods_beside_one_shared_expert_merge_that_once_and_count_its_seconds(
     assert len(asked) == 1 and given[0] is given[1] is merged(tiny, shared, False)[0].shared
     assert merged(tiny, shared, False)[1] == 1
     assert torch.equal(given[0]["embeddings.LayerNorm.bias"], tiny.suite.experts["size"]["embeddings.LayerNorm.bias"])
+
+
+def test_what_is_always_added_counts_wherever_a_merge_is_used(tiny):
+    """A static method, one that goes by the task, and the shared expert of another: each as if it were in `shared`."""
+    moved = tiny.suite.experts["size"]
+
+    def apart(base, experts):
+        return Merged(base, always=({name: moved[name] - base[name] for name in base},))
+
+    def together(base, experts):
+        return Merged({name: base[name] + (moved[name] - base[name]) for name in base})
+
+    def twin(base, experts, shared):
+        own = {task: {name: 0.5 * (expert[name] - shared[name]) for name in base} for task, expert in experts.items()}
+        return Merged(shared, own)
+
+    found = {}
+    for key, merge in (("apart", apart), ("together", together)):
+        static = Method(key, key, merge)
+        beside = Method(f"{key} and parts", key, twin, route="task", shared=static)
+        for method, route in ((static, None), (beside, "task")):
+            setting = Setting(method, route, None, None)
+            _, frame, _, _ = tiny.suite.workload.score(tiny, setting, "size", "test", None)
+            found[key, route] = frame["prediction"].to_numpy()
+    bare = Setting(Method("base", "base", lambda base, experts: Merged(base)), None, None, None)
+    without = tiny.suite.workload.score(tiny, bare, "size", "test", None)[1]["prediction"].to_numpy()
+    for route in (None, "task"):
+        assert found["apart", route] == pytest.approx(found["together", route], abs=1e-5)
+        assert abs(found["apart", route] - without).max() > 1e-3
+
+
+def test_dense_matrices_of_the_experts_are_not_kept(tiny):
+    found, _ = merged(tiny, Method("individual", "individual", individual.merge, route="task"), False)
+    vectors = 4 * sum(
+        t.numel() for own in found.exclusive.values() for t in own.values() if isinstance(t, torch.Tensor)
+    )
+    assert held_bytes(found, set()) - held_bytes(found.shared, set()) < vectors + 100 * len(found.shared)
+    base, name = tiny.suite.base, "encoder.layer.0.output.dense.weight"
+    for task, own in tiny.suite.experts.items():
+        assert torch.equal(dense(found.exclusive[task][name]), own[name] - base[name])
+    assert exclusive_kind(found) == "dense"
 
 
 def test_a_suite_of_factors_asks_for_a_methods_factored_form(tiny):

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from twinbench.assets.sources import fetch
-from twinbench.merging.merged import Merged
+from twinbench.merging.merged import Merged, for_every_input
 from twinbench.plan import preflight, targets
 from twinbench.plan.job import UNWRITTEN
 from twinbench.plan.signature import NAMED, Signature, checked_signature, hyperparameters, prepared_reads
@@ -133,7 +133,7 @@ def merge(
     """
     state, named, entries, kind = opened(base, experts)
     with new_folder(out) as part:
-        merged = _finite(method(state, named).shared, {"base": state, **named})
+        merged = _finite(for_every_input(method(state, named)), {"base": state, **named})
         write_weights(part, merged, entries, shard_bytes=shard_bytes, metadata={})
         for file in base.iterdir():
             if file.suffix in BESIDE and not file.name.endswith(".index.json"):

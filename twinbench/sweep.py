@@ -69,7 +69,7 @@ class Sweep(Callback):
             sys.exit(f"error: {one_line(error)}")
 
     def on_job_end(self, config: DictConfig, job_return, **_) -> None:
-        """Leave the job's outcome in its folder, also where it died of an error that is no run's."""
+        """Leave the job's outcome in its folder, also if an error outside the run ended the job."""
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         done = outcome(job_return)
@@ -161,7 +161,7 @@ def finish(config: DictConfig, outcomes: Sequence[Outcome]) -> int:
             # Of sweeps that share their runs the last one reports on all: it waits for the others' report here.
             with claimed(folder / "reports" / next(iter(which.values())), wait=True):
                 made = make(folder, **which)
-        except (ValueError, OSError) as error:  # such as: every job failed before it had a record
+        except (Mistake, OSError) as error:  # such as: every job failed before it had a record
             print(f"error: no report of {' '.join(*which.items())}: {error}", file=sys.stderr, flush=True)
             return 1
         print(f"report: {made['folder'] / 'index.html'}", flush=True)

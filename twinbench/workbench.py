@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from twinbench.merging.merged import Merged, materialize
+from twinbench.merging.merged import Merged, for_every_input, materialize
 from twinbench.merging.method import Method, factored
 from twinbench.suite import Suite
 from twinbench.weights.state_dict import StateDict, listed
@@ -136,7 +136,7 @@ def _merged(bench: Workbench, method: Method, gold_biases: bool) -> tuple[Merged
     given = {}
     if method.shared:
         shared, before = merged(bench, method.shared, gold_biases)
-        given["shared"] = shared.shared
+        given["shared"] = for_every_input(shared)
     start = time.perf_counter()
     made = materialize(method.merge(base, experts, **given), progress=f"merging {method.name}")
     return made, before + time.perf_counter() - start

@@ -286,6 +286,7 @@ def test_batch_size_does_not_change_scores(bench, tmp_path):
         ("suite.base.path=nowhere", "nowhere does not exist"),
         ("router=risk protocol=blind", "under protocol=blind a row that goes to one is wrong; use router=text"),
         ("router=oracle protocol=blind", "goes by; choose router=mlp"),
+        ("split=validation", "split=validation scores the rows that this router is trained on"),
         ("suite.checkpoints=null", "set one of finetune and checkpoints"),
         ("~suite.checkpoints.size", "checkpoints are of letters, colours, tasks letters, colours, size"),
         ("suite.base.pth=nowhere", "unknown keys pth"),

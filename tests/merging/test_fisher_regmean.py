@@ -135,3 +135,20 @@ def test_hyperparameters_out_of_range_are_named_before_anything_is_asked_for(ste
     (name,) = changes
     with pytest.raises(ValueError, match=f"{name} must be"):
         call(ROOT / "conf" / "method" / f"{stem}.yaml", {}, {"task0": {}}, **changes, **{ASKS[stem]: None})
+
+
+def test_the_ridge_of_regmean_is_a_share_of_the_inputs():
+    base, experts = models()
+    found = {expert: grams(base, expert) for expert in experts}
+    larger = {expert: {name: 1e4 * tensor for name, tensor in own.items()} for expert, own in found.items()}
+    one, other = (regmean_merged(base, experts, given, ridge=1e-2) for given in (found, larger))
+    assert_same(one, other, 1e-5)
+
+
+def test_a_layer_that_one_expert_has_no_inputs_of_is_averaged():
+    base, experts = models()
+    found = {expert: grams(base, expert) for expert in experts}
+    del found["task1"]["up.weight"]
+    merged, mean = regmean_merged(base, experts, found), average.merge(base, experts).shared
+    assert torch.equal(merged["up.weight"], mean["up.weight"])
+    assert not torch.allclose(merged["down.weight"], mean["down.weight"])

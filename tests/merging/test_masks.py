@@ -117,3 +117,22 @@ def test_an_expert_that_is_the_base_gets_nothing():
 def test_numbers_out_of_range(method, numbers, words):
     with pytest.raises(ValueError, match=words):
         method.merge({}, {"a": {}}, **numbers)
+
+
+def test_emr_elects_minus_where_the_signs_balance():
+    base = {"w": torch.zeros(2)}
+    experts = {"up": {"w": torch.tensor([1.0, 3.0])}, "down": {"w": torch.tensor([-1.0, -1.0])}}
+    merged = materialize(emr.merge(base, experts, reduce="sum"))
+    assert merged.common["w"].tolist() == [-1, 3]
+    assert dense(merged.exclusive["up"]["w"])[0] == 0 and dense(merged.exclusive["down"]["w"])[1] == 0
+
+
+@pytest.mark.parametrize(("method", "numbers"), CASES, ids=lambda case: str(case)[:40])
+def test_whole_numbers_stay_the_bases_and_have_no_mask(method, numbers):
+    base, experts = models()
+    states = [base, *experts.values()]
+    for number, state in enumerate(states):
+        state["position_ids"] = torch.arange(3) + number
+    merged = materialize(method.merge(base, experts, **numbers))
+    assert torch.equal(merged.shared["position_ids"], base["position_ids"])
+    assert all("position_ids" not in parts for parts in [merged.common, *merged.exclusive.values()])

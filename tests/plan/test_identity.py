@@ -101,7 +101,7 @@ OTHER = {
 }
 
 CONFIGURATIONS = {
-    "demo": (["suite=demo"], []),
+    "demo": (["suite=demo", "router.features.rows=400"], []),
     "static": (["suite=demo", "method=ties"], [*STATIC, "seed"]),
     "draws": (["suite=demo", "method=dare_ties"], STATIC),
     "oracle": (["suite=demo", "router=oracle"], ["seed"]),
@@ -110,7 +110,7 @@ CONFIGURATIONS = {
     "roberta": (["suite=glue_roberta", f"suite.revision={COMMIT[::-1]}", "method=pretrained"], [*STATIC, "seed"]),
     "expert": (["suite=demo", "method=expert", "method.task=sst2"], [*STATIC, "seed"]),
     "layer": (["suite=demo", "method=smile"], [*STATIC, "seed"]),
-    "generative": (["suite=generative_smollm", "method@shared=average"], []),
+    "generative": (["suite=generative_smollm", "method@shared=average", "router.features.rows=40"], []),
 }
 
 
@@ -414,6 +414,26 @@ def test_a_form_for_factors_counts_where_experts_are_factors(module):
             assert len({found[name, False][at] for name in texts}) == 1
             assert found["one", True][at] == found["same", True][at]
             assert len({found[name, True][at] for name in texts}) == 3
+
+
+def test_a_routers_model_of_another_package_counts_by_its_source(module):
+    """Ours counts by its name and settings, so that its records stand."""
+    fields = "    epochs: int\n    groups: int = 5\n    form = 'relu'\n"
+    text = f"from dataclasses import dataclass\n@dataclass\nclass Mlp:\n{fields}"
+    module("routers", text, other=text.replace("relu", "gelu"))
+    config, names = read("suite=demo", "router.use.groups=null")
+    ids = {job(config, names).run_id}
+    for place in ("routers.method", "routers.other"):
+        model = {"_target_": f"{place}.Mlp", "epochs": 50}
+        asked = config["router"] | {"model": model}
+        with pytest.raises(ValueError, match=r"groups, which is a setting of router\.features or"):
+            job(config | {"router": asked}, names)
+    text = text.replace("    groups: int = 5\n", "")
+    module("plain", text, other=text.replace("relu", "gelu"))
+    for place in ("plain.method", "plain.other"):
+        asked = config["router"] | {"model": {"_target_": f"{place}.Mlp", "epochs": 50}}
+        ids.add(job(config | {"router": asked}, names).run_id)
+    assert len(ids) == 3
 
 
 def test_nothing_is_imported_to_find_code(module):

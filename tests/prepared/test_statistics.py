@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from support.family import CLASSES, bench, opened
 from twinbench.prepared import fisher, gram
+from twinbench.system import source
 from twinbench.weights import disk_cache
 
 ROWS = 7
@@ -114,6 +115,19 @@ def test_statistics_are_measured_once_for_the_same_expert_and_rows(suite, monkey
     other = dict(suite.heads) | {"size": {n: t * 1.01 for n, t in suite.heads["size"].items()}}
     argument.prepare(bench(replace(suite, heads=other)))("size", ROWS)[name]
     assert runs == [("size", ROWS), ("size", ROWS - 1), ("size", ROWS), ("size", ROWS)]
+
+
+@pytest.mark.parametrize(("argument", "measure"), [(fisher, "diagonal"), (gram, "grams")])
+def test_statistics_are_measured_anew_for_other_code_or_another_dtype(suite, monkeypatch, argument, measure):
+    name, runs, real = "encoder.layer.0.output.dense.weight", [], getattr(argument, measure)
+    monkeypatch.setattr(argument, measure, lambda *given: runs.append(1) or real(*given))
+    digest = source.digest
+    for changed in ("", "statistics.py", "_remembered.py", f"{argument.__name__.rpartition('.')[2]}.py"):
+        monkeypatch.setattr(source, "digest", lambda file, changed=changed: digest(file) + str(file.name == changed))
+        argument.prepare(bench(suite))("size", ROWS)[name]
+        argument.prepare(bench(suite))("size", ROWS)[name]
+    argument.prepare(bench(replace(suite, dtype="bfloat16")))("size", ROWS)[name]
+    assert len(runs) == 5
 
 
 def test_a_damaged_file_costs_a_warning_and_the_work(suite, tmp_path, capfd):

@@ -23,6 +23,7 @@ RUN = {
     "method": "ties",
     "protocol": "strict",
     "seed": 1,
+    "split": "test",
     "primary": True,
     "n": 50,
     "merge_seconds": 1.25,
@@ -123,9 +124,10 @@ def test_run_holds_identity_config_scores_table_and_figures(tmp_path):
     assert values["average"] == pytest.approx((0.8432 + 0.3) / 2)
     assert {key: values[key] for key in tracking.MEASUREMENTS} == {key: RUN[key] for key in tracking.MEASUREMENTS}
     assert values["eval_seconds"] == 4.0  # once per task, however many metrics it has
-    assert values["tables/scores"]["columns"] == ["task", "metric", "value", "n"]
+    assert values["route_seconds"] == 1.0
+    assert values["tables/scores"]["columns"] == ["task", "split", "metric", "value", "n"]
     assert [tuple(row) for row in values["tables/scores"]["data"]] == [
-        (row["task"], row["metric"], row["value"], 50) for row in scored() + routed()
+        (row["task"], "test", row["metric"], row["value"], 50) for row in scored() + routed()
     ]
     for figure in ("figures/scores", "figures/router"):
         darkest, lightest = values[figure].convert("L").getextrema()

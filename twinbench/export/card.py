@@ -86,6 +86,7 @@ def vector_effect(
 def _scores(job: Job, rows: list[dict]) -> list[dict]:
     """Per task the primary score, that of its own expert, and their ratio (None where there is none)."""
     found = [row for row in store.latest(rows) if row["status"] == "ok" and row["primary"]]
+    found = [row for row in found if row["split"] == job.split]
     individual = {
         row["task"]: row["value"]
         for row in found

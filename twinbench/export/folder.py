@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from twinbench import benchmark
 from twinbench.export import card
 from twinbench.export.lora import lora, split
+from twinbench.merging.merged import Merged, for_every_input
 from twinbench.plan.job import Job
 from twinbench.routing.learned import Setting
 from twinbench.routing.recipe import Recipe
@@ -62,6 +63,7 @@ def export(
         OSError: the folder cannot be written; nothing is left of it.
     """
     merged, learned = benchmark.built(bench, setting)
+    merged = Merged(dict(for_every_input(merged)), merged.exclusive)
     suite, module = bench.suite, bench.module
     halves = {expert: split(parts, expert) for expert, parts in merged.exclusive.items()}
     adapters = {expert: lora(low, module) for expert, (low, _) in halves.items()}

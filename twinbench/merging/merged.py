@@ -6,6 +6,7 @@ A static method has no exclusive parts; how w(x) is found is not the method's bu
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,7 +14,8 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from twinbench.weights.parts import Part, dense, is_zero, kind, stored
+from twinbench.weights.parts import Computed, Part, dense, is_zero, kind, stored
+from twinbench.weights.state_dict import StateDict
 
 Parts = Mapping[str, Part]  # by tensor name; a name without a part adds nothing
 
@@ -54,6 +56,7 @@ def materialize(merged: Merged, *, progress: str | None = None) -> Merged:
     """Compute every tensor of a merge once and keep it; parts and common tensors that are exactly zero are left out.
 
     It goes name by name, so a method that remembers its last common tensor makes each once, and all parts hold it.
+    Dense matrices of an expert are as large as the expert, and mostly a subtraction: each use computes them again.
 
     Args:
         progress: label of a progress bar over tensors, or None for no bar.
@@ -68,10 +71,17 @@ def materialize(merged: Merged, *, progress: str | None = None) -> Merged:
                 if name in source:
                     part = source[name]
                     if result is shared or not is_zero(part):
-                        result[name] = part
+                        result[name] = again(source, name, part) if any(result is own for own in kept) else part
                     bar.update()
     exclusive = dict(zip(merged.exclusive, kept, strict=False))
     return Merged(shared, exclusive, tuple(kept[len(exclusive) :]), common, dict(merged.gates))
+
+
+def again(source: Parts, name: str, part: Part) -> Part:
+    """The part, or for a dense matrix how to compute it anew."""
+    if not isinstance(part, Tensor) or part.dim() < 2:
+        return part
+    return Computed(partial(source.__getitem__, name), part.dim())
 
 
 def with_route(merged: Merged, weights: Sequence[float]) -> dict[str, Tensor]:
@@ -89,11 +99,24 @@ def with_route(merged: Merged, weights: Sequence[float]) -> dict[str, Tensor]:
     return state
 
 
+def for_every_input(merged: Merged) -> Mapping[str, Tensor]:
+    """The dense state dict that every route begins with: shared + always. Tensors are computed on access."""
+    if not merged.always:
+        return merged.shared
+
+    def tensor(name: str) -> Tensor:
+        parts = tuple({name: parts[name]} for parts in merged.always if name in parts)
+        return with_route(Merged({name: merged.shared[name]}, always=parts), [])[name]
+
+    return StateDict(merged.shared, tensor)
+
+
 def shared_bytes(merged: Merged, written: int | None = None) -> int:
     """Stored size of all that is not exclusive to an expert: shared and common tensors, and each of *always*.
 
     Args:
-        written: size of the files in which the shared tensors are already, where they are too large to write to see.
+        written: size of the files that already hold the shared tensors, if these are too large to serialize for
+            measuring.
     """
     more = [*([merged.common] if merged.common else []), *map(_tensors, merged.always)]
     return (stored_bytes(merged.shared) if written is None else written) + sum(map(stored_bytes, more))
@@ -114,7 +137,8 @@ def exclusive_kind(merged: Merged) -> str:
     """How the exclusive parts are stored: "none", "dense", "mask", or such as "low-rank + dense vectors"."""
     parts = [part for own in merged.exclusive.values() for part in own.values()]
     found = sorted({kind(part) for part in parts} - {"dense"})
-    whole = [part.dim() for part in parts if kind(part) == "dense"]
+    whole = [part.dim for part in parts if isinstance(part, Computed)]
+    whole += [part.dim() for part in parts if isinstance(part, Tensor)]
     if whole:
         found.append("dense vectors" if found and max(whole) < 2 else "dense")
     return " + ".join(found) or "none"

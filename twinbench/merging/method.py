@@ -47,4 +47,7 @@ def factored(method: Method, base: Mapping[str, Tensor], adapters: Mapping[str, 
         return method.factored(base, adapters, **given)
     if method.route:
         raise Mistake(f"{method.name} has no factored form, which suite.factored=true needs: use suite.factored=false")
-    return static(method.merge, base, adapters)
+    try:
+        return static(method.merge, base, adapters)
+    except Mistake as error:
+        raise Mistake(f"{method.name}: {error}") from None

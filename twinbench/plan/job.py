@@ -13,6 +13,7 @@ from twinbench.plan.signature import (
     draws,
     hyperparameters,
     most_read,
+    router_reads,
     signature,
 )
 from twinbench.plan.suite import merged, workload
@@ -133,18 +134,12 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
     router, hashes = None, [leaf.identity | _form(config, leaf) for leaf in leaves.values()]
     drawn = any(leaf.draws for leaf in leaves.values())
     if method.takes.route == "router" or blind:
-        if oracle and blind:
-            raise Mistake("protocol=blind knows no task, which is what router=oracle goes by; choose router=mlp")
-        settings = {} if oracle else _router(asked)
+        settings = _router(config)
         router = {"name": "oracle" if oracle else names["router"], **settings}
-        if settings.get("minimum_risk"):
-            _check_risk(config)
-        # An id has the router's class and its settings in one list, whichever leaf they stand in.
-        kind = "Oracle" if oracle else asked["model"]["_target_"].rpartition(".")[2]
-        hashes.append({"class": kind, "values": by_content(settings)})
+        hashes.append(_router_identity(asked, settings))
         if not oracle:
             drawn |= _router_draws(asked)
-            needs.append("training labels" if settings["minimum_risk"] else "training inputs")
+            needs.append(router_reads(settings))
     suite = suite_identity(config["suite"])
     shared = leaves.get("shared")
     found = {
@@ -248,9 +243,37 @@ def _form(config: Mapping, leaf: Leaf) -> dict:
     return {"factored": source.function(f"{module}.factored")} if config["suite"].get("factored") else {}
 
 
-def _router(asked: Mapping) -> dict:
-    """The settings of a router's three leaves, one after the other; no two have the same name."""
-    return {**asked["features"], **completed(asked["model"]), **asked["use"]}
+def _router(config: Mapping) -> dict:
+    """The settings of a router's three leaves, one after the other; none of an oracle, which has no model.
+
+    Raises:
+        ValueError: two leaves have a setting of the same name, or the run cannot be scored with such a router.
+    """
+    asked = config["router"]
+    if asked["model"] is None:
+        if not PROTOCOLS[config["protocol"]].knows_task:
+            raise Mistake("protocol=blind knows no task, which is what router=oracle goes by; choose router=mlp")
+        return {}
+    model = completed(asked["model"])
+    twice = sorted(model.keys() & (asked["features"].keys() | asked["use"].keys()))
+    if twice:
+        raise Mistake(f"router.model has {', '.join(twice)}, which is a setting of router.features or router.use")
+    if asked["use"]["minimum_risk"]:
+        _check_risk(config)
+    if config["split"] == "validation" and asked["features"]["rows"] is None:
+        said = "split=validation scores the rows that this router is trained on"
+        raise Mistake(f"{said}; train it on others: router.features.rows=1000")
+    return {**asked["features"], **model, **asked["use"]}
+
+
+def _router_identity(asked: Mapping, settings: Mapping) -> dict:
+    """A router's class and its settings in one list, whichever leaf they stand in.
+
+    The class of a model that is not ours may have the name of one that is, so its source counts.
+    """
+    module, _, kind = asked["model"]["_target_"].rpartition(".") if asked["model"] else ("twinbench", "", "Oracle")
+    own = {} if module.partition(".")[0] == "twinbench" else {"source": source.code(module)}
+    return {"class": kind, "values": by_content(settings)} | own
 
 
 def _router_draws(asked: Mapping) -> bool:

@@ -64,6 +64,13 @@ def most_read(needs: Iterable[str]) -> str:
     return max(needs, key=READS.index, default="nothing")
 
 
+def router_reads(settings: Mapping) -> str:
+    """What data a learned router reads: groups are made of the scored rows, and what a route costs, of labels."""
+    if settings.get("groups"):
+        return "test inputs"
+    return "training labels" if settings.get("minimum_risk") else "training inputs"
+
+
 def draws(takes: Signature, values: Mapping) -> bool:
     """Whether a method or a router's model draws random numbers under these values: then a seed changes its result."""
     return takes.draws is None or any(values[key] in drawn for key, drawn in takes.draws.items())

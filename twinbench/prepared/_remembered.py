@@ -17,7 +17,8 @@ def measured(
 ) -> StateDict:
     """Tensors by name, read on access; measured where they are not remembered.
 
-    The key holds all that they depend on: the expert with its head, the inputs, and the code that measures.
+    The key holds what they depend on: the expert with its head, the inputs, the model's configuration and dtype, and
+    the code that measures.
 
     Args:
         rows: how many of the first training rows of the expert's task.
@@ -31,7 +32,10 @@ def measured(
         for row, batch in enumerate(suite.workload.batches(bench, expert, "train", rows, 1)):
             inputs |= {f"row {row} {name}": tensor for name, tensor in batch.items()}
         read = {**inputs, **suite.heads.get(expert, {}), **suite.experts[expert]}
-        return content_key(read, source.digest(code))
+        kind = Path(suite.workload.batches.__code__.co_filename)  # with what else it says of its models' statistics
+        codes = [source.digest(file) for file in (code, kind, Path(__file__))]
+        config = (suite.base_folder / "config.json").read_text(encoding="utf-8")
+        return content_key(read, "\n".join([*codes, suite.dtype, config]))
 
     found = bench.remember(("prepared", code.stem, expert, rows), key)
     return remembered(cache_dir() / code.stem, found, names, make)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
+from twinbench.plan.signature import router_reads
 from twinbench.protocol import PROTOCOLS
 from twinbench.system.mistakes import Mistake
 
@@ -149,9 +150,8 @@ def completed(row: Mapping) -> Record:
     if "route" not in row:
         routes = {"individual": ("task", "top1"), "twin_merging": ("task", "router")}
         whole["route"] = routes.get(whole["method"], (None, None))[learned]
-    if "reads" not in row:  # what a route costs was measured on labels
-        most = "training labels" if learned and whole["router"].get("minimum_risk") else "training inputs"
-        whole["reads"] = most if learned else "nothing"
+    if "reads" not in row:
+        whole["reads"] = router_reads(whole["router"]) if learned else "nothing"
     if "router_seconds" not in row:
         whole["router_seconds"] = None if whole["router_bytes"] else 0.0
     return whole

@@ -22,8 +22,9 @@ from twinbench.records.record import ROUTED_TO, Record
 
 logger = logging.getLogger(__name__)
 
-# The run's seconds and bytes; those of scoring are of a task.
-MEASUREMENTS = [n for n in Record.__annotations__ if n.endswith(("_seconds", "_bytes")) and n != "eval_seconds"]
+PER_TASK = ("eval_seconds", "route_seconds")
+# The run's seconds and bytes.
+MEASUREMENTS = [n for n in Record.__annotations__ if n.endswith(("_seconds", "_bytes")) and n not in PER_TASK]
 
 SETTINGS = {
     "reinit": "create_new",  # a run left open elsewhere in the process must not receive these scores
@@ -154,11 +155,15 @@ def _to_wandb(value: Any) -> Any:
 def _run_content(rows: list[dict]) -> dict[str, Any]:
     primary = [row for row in rows if row["primary"]]
     routed = [row for row in rows if row["metric"].startswith(ROUTED_TO)]
-    content = {f"{row['task']}/{row['metric']}": row["value"] for row in rows}
+    asked = {row["split"] for row in primary}  # other splits are scored beside it
+    beside = {id(row): "" if row["split"] in asked else f" on {row['split']}" for row in rows}
+    content = {f"{row['task']}/{row['metric']}{beside[id(row)]}": row["value"] for row in rows}
     content |= {key: rows[0][key] for key in MEASUREMENTS}
-    content["eval_seconds"] = sum({row["task"]: row["eval_seconds"] for row in rows}.values())
+    for key in PER_TASK:
+        seconds = {(row["task"], row["split"]): row[key] for row in rows if row[key] is not None}
+        content[key] = sum(seconds.values())
     content["average"] = fmean(row["value"] for row in primary)
-    content["tables/scores"] = pd.DataFrame(rows, columns=["task", "metric", "value", "n"])
+    content["tables/scores"] = pd.DataFrame(rows, columns=["task", "split", "metric", "value", "n"])
     content["figures/scores"] = _draw_scores(primary)
     if routed:
         content["figures/router"] = _draw_router(routed)

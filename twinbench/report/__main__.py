@@ -9,11 +9,10 @@ Usage: python -m twinbench.report suite=NAME|experiment=NAME [results_dir=result
 """
 
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
 from twinbench.report.make import REFERENCE, make
-from twinbench.system.mistakes import Mistake
+from twinbench.system.mistakes import Mistake, unknown
 
 KEYS = ("suite", "experiment", "results_dir", "reference")
 
@@ -26,7 +25,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = parse(arguments)
         report = make(Path(settings.pop("results_dir")), **settings)
-    except (ValueError, OSError) as error:
+    except (Mistake, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report["summary"])
@@ -46,8 +45,7 @@ def parse(arguments: list[str]) -> dict[str, str]:
         if not equals or not value:
             raise Mistake(f"arguments are key=value with a key of {', '.join(KEYS)}; got {argument!r}")
         if key not in KEYS:
-            near = get_close_matches(key, KEYS, 1, 0)[0]
-            raise Mistake(f"unknown setting {key!r}; did you mean {near!r}?")
+            raise Mistake(unknown("setting", key, KEYS))
         settings[key] = value
     if len({"suite", "experiment"} & settings.keys()) != 1:
         raise Mistake("give suite=NAME or experiment=NAME")

@@ -8,11 +8,10 @@ give the same bytes. ``manifest.txt`` lists its files; those that the last repor
 
 import shlex
 from concurrent.futures import ThreadPoolExecutor
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinbench.system.mistakes import NAME, Mistake, check_name
+from twinbench.system.mistakes import NAME, Mistake, check_name, unknown
 
 if TYPE_CHECKING:
     from twinbench.report.blocks import Block
@@ -86,8 +85,7 @@ def _check_reference(found: "list[Block]", reference: str) -> None:
     fitting = list(dict.fromkeys(row.label for row in rows if row.method == reference))
     if fitting:
         raise Mistake(f"reference={reference!r} fits {len(fitting)} rows; give one of {'; '.join(fitting)}")
-    near = get_close_matches(reference, sorted({name for row in rows for name in (row.label, row.method)}), 1, 0)
-    raise Mistake(f"no row called reference={reference!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise Mistake(unknown("reference", reference, sorted({name for row in rows for name in (row.label, row.method)})))
 
 
 def _caveats(results_dir: Path, rows: list[dict]) -> list[str]:

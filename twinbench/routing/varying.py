@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from twinbench.routing.batch import Routes
 from twinbench.routing.operations import known
 from twinbench.system.mistakes import Mistake
-from twinbench.weights.parts import LowRank, Part, dense
+from twinbench.weights.parts import LowRank, Part, dense, kind
 
 SHARED, MERGED, ROUTED = "shared", "merged", "routed"  # what operations get: no parts, merged weights, parts beside
 CASTS = {"float", "half", "bfloat16", "double", "to", "add", "sub", "rsub", "mul"}  # of a vector, with numbers
@@ -79,7 +79,8 @@ class Source:
     def __init__(self, name: str, shared: Tensor, parts: Mapping[int, Part], use: Use):
         self.name, self.shared, self.use = name, shared, use
         self.handled, self.adders = False, {}
-        self._parts, self._table = parts, None
+        self._parts = {t: dense(part) if kind(part) == "dense" else part for t, part in parts.items()}
+        self._table = None
 
     def parts(self, transposed: bool) -> dict[int, Part]:
         """On the parameter's device, dense or of low rank."""

@@ -4,6 +4,7 @@ A plain tensor is a dense part. The other kinds are the classes here, and anothe
 four names: ``kind``, ``dense()``, ``stored()`` and ``is_zero()``.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -80,7 +81,30 @@ class Masked(NamedTuple):
         return not (self.scale and self.bits.any() and self.of.any())
 
 
-Part = Tensor | LowRank | Sparse | Masked
+class Computed(NamedTuple):
+    """A dense part that is computed each time it is asked for.
+
+    Attributes:
+        make: computes it.
+        dim: its number of dimensions.
+    """
+
+    make: Callable[[], Tensor]
+    dim: int
+
+    kind = "dense"
+
+    def dense(self) -> Tensor:
+        return self.make()
+
+    def stored(self) -> dict[str, Tensor]:
+        return stored(self.make())
+
+    def is_zero(self) -> bool:
+        return is_zero(self.make())
+
+
+Part = Tensor | LowRank | Sparse | Masked | Computed
 
 
 def kind(part: Part) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from twinbench.merging.merged import with_route
+from twinbench.merging.merged import for_every_input, with_route
 from twinbench.routing.attach import attach
 from twinbench.routing.batch import Routes
 from twinbench.routing.features import encodings, in_batches
@@ -55,7 +55,10 @@ def _forward(bench: Workbench, setting: Setting, task: str, split: str) -> tuple
     encodings(bench, task, split)  # to tokenize is no part of the pass, and runs share it
     start = time.perf_counter()
     if weights is None:
-        with bench.holding(made.shared | own) as module, gated(module, made) if made.gates else nullcontext():
+        with (
+            bench.holding({**for_every_input(made), **own}) as module,
+            gated(module, made) if made.gates else nullcontext(),
+        ):
             logits = forward(bench, classifier(suite, task, module), task, split)
         return logits, time.perf_counter() - start
     distinct, group = weights.unique(dim=0, return_inverse=True)
