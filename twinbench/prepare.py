@@ -122,7 +122,7 @@ def opened(suite: Mapping, device: str) -> Suite:
             name: kind.finetune(base, tasks[name], how, expert_folder(suite, name), device, words)
             for name, how in recipes.items()
         }
-    return kind.open_suite(base, folders, tasks, kind.open_tokenizer(words), suite | {"merged": merged(suite)})
+    return kind.open_suite(base, folders, tasks, kind.open_tokenizer(words), suite | {"merged": merged(suite)}, kind)
 
 
 def read(suite: Mapping) -> dict[str, Task]:

@@ -1,17 +1,17 @@
 """The nouns: a task, a suite of a base with its experts and tasks, and the kind of model that it is of."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from twinbench.weights.state_dict import StateDict
 
-if TYPE_CHECKING:  # it takes seconds to import
+if TYPE_CHECKING:  # they take seconds to import
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 SPLIT_SEED = 0  # of the split into training and validation rows; part of the protocol, not of a run
@@ -51,6 +51,56 @@ class Task:
         return [split, *(further if split == "test" else [])]
 
 
+class Workload(Protocol):
+    """A kind of model: the module ``twinbench.workloads.NAME.workload``, whose functions these are.
+
+    A kind may lack those after ``score``: methods and routers that ask for one then refuse its suites by name. What a
+    plan knows of it, without torch, is in ``settings.py`` beside it.
+    """
+
+    Recipe: type  # how an expert is fine-tuned: a dataclass of the keys of ``finetune``
+
+    def open_tokenizer(self, folder: Path) -> "PreTrainedTokenizerBase": ...
+
+    def read(self, name: str, config: Mapping, sources: Mapping[str, Path], tokenizer, limit: int | None) -> Task:
+        """A task of a resolved suite, from its local sources."""
+
+    def finetune(self, base: Path, task: Task, recipe, folder: Path, device: str, words: Path) -> Path:
+        """The folder with the expert of a task, fine-tuned unless it is there."""
+
+    def open_suite(
+        self, base: Path, experts: Mapping[str, Path], tasks: Mapping[str, Task], tokenizer, settings: Mapping, kind
+    ) -> "Suite":
+        """The checkpoints, opened and checked against each other and the tasks."""
+
+    def module(self, suite: "Suite", device: str) -> "nn.Module":
+        """The module that merged weights are put into."""
+
+    def encoded(self, tokenizer, task: Task, split: str, count: int) -> Mapping:
+        """Token ids of the first rows of a split: what a router reads."""
+
+    def score(self, bench, setting, task: str, split: str, chosen: np.ndarray | None) -> tuple:
+        """Metrics, a frame of predictions, seconds, and what else goes into the records."""
+
+    def costs(self, bench) -> tuple:
+        """What it costs to run a row of one task through the expert of another, and the seconds to find out."""
+
+    def batches(self, bench, task: str, split: str, rows: int, batch_size: int) -> Iterator:
+        """The first rows of a split as inputs of a model."""
+
+    def model(self, bench, task: str) -> "nn.Module":
+        """The bench's module as a whole model for a task."""
+
+    def log_likelihoods(self, model: "nn.Module", batch: Mapping, task: Task) -> tuple:
+        """Weights and values whose squared gradients are the Fisher information of a row."""
+
+    def classifier(self, suite: "Suite", task: str, module: "nn.Module") -> "nn.Module":
+        """The module under a task's head, as it is exported."""
+
+    def forward(self, bench, model: "nn.Module", task: str, split: str, rows: list[int]) -> "Tensor":
+        """Logits of rows under an exported model."""
+
+
 @dataclass(frozen=True, eq=False)
 class Suite:
     """One base, its experts and their tasks, opened and checked; tensors are read when they are asked for.
@@ -61,7 +111,7 @@ class Suite:
             other tasks are unseen: they are only scored.
         heads: per task what stands above those weights and is never merged. A task without an expert borrows the head
             of the task named in its ``head``. Empty where the kind of model has no heads.
-        workload: the kind of model: a module ``twinbench.workloads.NAME.workload`` (see there for what it offers).
+        workload: the kind of model.
         factored: experts are LoRA adapters that stay factors (`twinbench.merging.factored`).
         dtype, device_map: of the module; "auto" spreads its layers over all GPUs.
         adapter_bytes: what the experts take on disk where all of them are LoRA adapters.
@@ -74,7 +124,7 @@ class Suite:
     heads: Mapping[str, StateDict]
     tasks: Mapping[str, Task]
     tokenizer: "PreTrainedTokenizerBase"
-    workload: ModuleType
+    workload: Workload
     factored: bool = False
     dtype: str = "float32"
     device_map: str | None = None

@@ -10,7 +10,7 @@ from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis
 from twinbench.merging.method import Method
 from twinbench.protocol import PROTOCOLS
-from twinbench.routing import learned
+from twinbench.routing import batch, learned
 from twinbench.routing.learned import Setting
 from twinbench.routing.router import grouped
 from twinbench.workloads.classification import score as classification
@@ -91,7 +91,7 @@ def test_a_grouped_run_scores_every_task(family, twin):
 def test_groups_merged_once_each_score_as_rows_routed_one_by_one(family, twin, monkeypatch):
     logits = {}
     for shared in (1, 10**6):
-        monkeypatch.setattr(classification, "SHARED", shared)
+        monkeypatch.setattr(batch, "SHARED", shared)
         setting, own = Setting(twin, "router", recipe(groups=2), 0), bench(opened(family))
         logits[shared] = {task: classification._forward(own, setting, task, "test")[0] for task in CLASSES}
     for task in CLASSES:
@@ -99,7 +99,7 @@ def test_groups_merged_once_each_score_as_rows_routed_one_by_one(family, twin, m
 
 
 def test_a_tolerance_drops_small_weights_alone(family, twin, monkeypatch):
-    monkeypatch.setattr(classification, "SHARED", 10**6)
+    monkeypatch.setattr(batch, "SHARED", 10**6)
     shared, logits = bench(opened(family)), {}
     for tolerance in (0.0, 1e-6, 0.35):
         setting = Setting(twin, "router", recipe(epochs=40, tolerance=tolerance), 0)

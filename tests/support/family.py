@@ -11,6 +11,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast
 
 from twinbench.suite import Suite, Task
 from twinbench.workbench import Workbench
+from twinbench.workloads.classification import workload
 from twinbench.workloads.classification.data import Spec, load_task
 from twinbench.workloads.classification.open import open_suite, open_tokenizer
 
@@ -95,7 +96,7 @@ def opened(root: Path, head: str = "pooler", tasks: dict[str, Task] | None = Non
     tasks = tasks or {task: make_task(task) for task in CLASSES}
     experts = {task: root / "experts" / task for task in tasks}
     settings = {"name": "tiny", "merged": list(tasks), "head": head}
-    return open_suite(root / "base", experts, tasks, open_tokenizer(root / "base"), settings)
+    return open_suite(root / "base", experts, tasks, open_tokenizer(root / "base"), settings, workload)
 
 
 def bench(suite: Suite, batch_size: int = 8) -> Workbench:

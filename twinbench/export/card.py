@@ -17,8 +17,6 @@ from twinbench.suite import Suite
 from twinbench.tasks.metrics import predictions, score
 from twinbench.weights.parts import LowRank
 from twinbench.workbench import Workbench
-from twinbench.workloads.classification.open import classifier
-from twinbench.workloads.classification.score import forward
 
 EFFECT_ROWS = 128  # test rows per task on which the effect of the vectors is measured
 
@@ -67,13 +65,14 @@ def vector_effect(
         Per task: its metric on its first test rows, whole and without the vectors, and the largest change of a logit.
     """
     bare, lines = Merged(merged.shared, {expert: low for expert, (low, _) in halves.items()}), []
+    kind = bench.suite.workload
     for name, task in bench.suite.tasks.items():
         rows = list(range(min(EFFECT_ROWS, len(task.splits["test"]))))
         route = [float(expert == name) for expert in merged.exclusive]
         logits = []
         for model in (merged, bare):
             with bench.holding(with_route(model, route)) as module:
-                logits.append(forward(bench, classifier(bench.suite, name, module), name, "test", rows))
+                logits.append(kind.forward(bench, kind.classifier(bench.suite, name, module), name, "test", rows))
         labels, classes = task.labels("test")[rows], task.classes is not None
         whole, alone = (score(task.metrics[0], labels, predictions(found.numpy(), classes)) for found in logits)
         change = (logits[0] - logits[1]).abs().max().item()

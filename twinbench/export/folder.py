@@ -36,7 +36,6 @@ from twinbench.system.files import new_folder
 from twinbench.weights.pretrained import copy_tokenizer
 from twinbench.weights.write import DTYPES, write_weights
 from twinbench.workbench import Workbench
-from twinbench.workloads.classification.open import classifier
 
 SHARED, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 POOLED = {
@@ -69,7 +68,7 @@ def export(
     adapters = {expert: lora(low, module) for expert, (low, _) in halves.items()}
     effect = card.vector_effect(bench, merged, halves) if halves else []
     with new_folder(folder) as part:
-        models = {task: classifier(suite, task, module) for task in suite.tasks}
+        models = {task: suite.workload.classifier(suite, task, module) for task in suite.tasks}
         files = _write_shared(part, suite, merged.shared, next(iter(models.values())))
         for name, task in suite.tasks.items():
             _write_task(part / "tasks" / name, files, merged.shared, suite.heads[name], models[name], task)

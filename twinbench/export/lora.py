@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from twinbench.system.mistakes import Mistake
+from twinbench.weights.lora import PREFIX
 from twinbench.weights.parts import LowRank, Part
 
 
@@ -47,7 +48,7 @@ def lora(parts: Mapping[str, LowRank], backbone: nn.Module) -> tuple[dict, dict[
         if parameter != "weight" or not isinstance(module, (nn.Linear, nn.Embedding)):
             kind = type(module).__name__
             raise Mistake(f"LoRA adapters hold the weights of Linear and Embedding; {name} belongs to a {kind}")
-        key, ranks[owner] = f"base_model.model.{owner}", right.shape[0]
+        key, ranks[owner] = f"{PREFIX}{owner}", right.shape[0]
         if isinstance(module, nn.Linear):
             tensors |= {f"{key}.lora_A.weight": right, f"{key}.lora_B.weight": left}
         else:

@@ -35,7 +35,7 @@ TABLES = (
         "normalized",
         "Normalized score (%)",
         "In % of the individual expert's score, best average first. ± is the standard deviation over seeds. "
-        "Intervals and p: paired bootstrap over test examples, 1,000 resamples.",
+        "Intervals and p: paired bootstrap over the scored examples, 1,000 resamples.",
         normalized,
         latex=("leaderboard.tex", "score in % of the individual expert's"),
     ),
@@ -50,7 +50,7 @@ TABLES = (
         "With a shared expert minus without (percentage points)",
         "Normalized score of the row minus that of the row without a shared expert (shared.method=pretrained) "
         "that is equal to it otherwise: the same router settings and bytes of exclusive parts. * marks a paired "
-        "95 % bootstrap interval over test examples without 0; the CSV has all intervals.",
+        "95 % bootstrap interval over the scored examples without 0; the CSV has all intervals.",
         differences,
     ),
     Table(
@@ -72,7 +72,7 @@ TABLES = (
     Table(
         "router",
         "Router accuracy (%)",
-        "Share of a task's test rows whose largest router weight is on the task's own expert.",
+        "Share of a task's scored rows whose largest router weight is on the task's own expert.",
         rounded(ONE),
     ),
     Table(

@@ -134,7 +134,7 @@ def _draw(
         share = (scores.to_numpy() / 100).clip(0) ** 2  # squared: most differences lie near the top
         note = f"{where} In % of the individual expert's score; darker is better."
         yield "scores", plots.heat(scores, share, TITLES["scores"], note, apart=2)
-        note = f"{where} Lines: 95 % bootstrap intervals over test examples; dashed: the bounds."
+        note = f"{where} Lines: 95 % bootstrap intervals over the scored examples; dashed: the bounds."
         yield "averages", plots.averages(table, methods, marks, TITLES["averages"], note)
         for key, curve in tables.curves(block, table).items():
             methods_of = {name: name.partition(" (")[0] for name in curve["curve"]}
@@ -148,7 +148,7 @@ def _draw(
     row = block.find(reference)
     shares = row and tables.confusion(row, block.columns)
     if shares is not None:
-        note = f"{where} {row.label}: % of a task's test rows whose largest weight is on the expert."
+        note = f"{where} {row.label}: % of a task's scored rows whose largest weight is on the expert."
         yield "router", plots.heat(shares, shares.to_numpy() / 100, TITLES["router"], note, axes=("task", "expert"))
     if "experts" in made:
         scores = made["experts"].set_index("expert").set_axis(tasks, axis="columns")

@@ -138,7 +138,7 @@ def _cells(runs: list[Mapping[Column, float]], heads: Mapping[Column, str], ones
 
 
 def curves(block: Block, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Per numeric setting of which rows that are alike otherwise have three values or more: average against value.
+    """For each numeric setting with three or more values among otherwise equal rows: average against value.
 
     Args:
         table: the block's normalized table.

@@ -12,6 +12,12 @@ from torch import Tensor
 from twinbench.system.mistakes import Mistake
 
 DENSE = 0.5  # share of all products above which one block of all experts is faster than groups
+SHARED = 24  # from this many rows per route on, merging each route is faster than running the parts beside the model
+
+
+def merges_each(routes: int, rows: int, experts: int) -> bool:
+    """Whether to merge each route and run static models, instead of running the parts beside the shared one."""
+    return routes <= max(experts, rows // SHARED)
 
 
 class Block(NamedTuple):

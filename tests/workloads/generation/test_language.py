@@ -33,6 +33,7 @@ from twinbench.workbench import Workbench, merged
 from twinbench.workloads.generation import data as language
 from twinbench.workloads.generation import finetune as instruct
 from twinbench.workloads.generation import score as scoring
+from twinbench.workloads.generation import workload
 from twinbench.workloads.generation.open import module, open_suite, open_tokenizer
 
 ROWS = {"train": 10, "validation": 6, "test": 5}
@@ -67,7 +68,7 @@ def opened(family: Path, tasks: dict[str, Task], *, factored: bool = False, **fo
     """The suite of some tasks with their experts, or with those in other folders."""
     settings = {"name": "tiny", "merged": list(tasks), "factored": factored, "dtype": "float32", "device_map": None}
     experts = {name: family / "experts" / name for name in tasks} | folders
-    return open_suite(family / "base", experts, tasks, open_tokenizer(family / "base"), settings)
+    return open_suite(family / "base", experts, tasks, open_tokenizer(family / "base"), settings, workload)
 
 
 def bench_of(suite: Suite, batch_size: int = 4) -> Workbench:
@@ -149,7 +150,7 @@ def test_each_prompt_is_answered_under_its_own_dense_merge(family, suite, bench,
     draws = torch.rand(5, len(TASKS), generator=torch.Generator().manual_seed(1)).softmax(-1)
     weights = draws if per_route == 1 else draws[[0, 1, 0, 1, 2]]
     monkeypatch.setattr(scoring, "applied", lambda *_: weights)
-    monkeypatch.setattr("twinbench.workloads.generation.served.SHARED", per_route)
+    monkeypatch.setattr("twinbench.routing.batch.SHARED", per_route)
     got, made = answered(scoring._evaluated(bench, routed(), task, "test")[0]), merged(bench, twin(), False)[0]
     model = AutoModelForCausalLM.from_pretrained(family / "base")
     for row in range(5):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from twinbench.suite import Suite, Task
+from twinbench.suite import Suite, Task, Workload
 from twinbench.system.mistakes import Mistake
 from twinbench.weights.expert import bare, check_vocabulary, encoder, in_pooler, open_expert
 from twinbench.weights.pretrained import new_model, open_pretrained
@@ -25,6 +25,7 @@ def open_suite(
     tasks: Mapping[str, Task],
     tokenizer: PreTrainedTokenizerBase,
     settings: Mapping,
+    kind: Workload,
 ) -> Suite:
     """Open the checkpoints and check that they fit each other and their tasks.
 
@@ -34,6 +35,7 @@ def open_suite(
         settings: the suite's ``name``; ``merged``, the tasks whose experts are merged, of the others the heads alone
             are used; and ``head``, the layer that heads begin with: "pooler", or "classifier", which merges the pooler
             as a part of the encoder. Only then the base needs one.
+        kind: this kind of model, which the suite hands on.
 
     Raises:
         ValueError: names, shapes, dtypes, vocabularies or numbers of classes differ, or weights are not finite.
@@ -62,10 +64,7 @@ def open_suite(
     for task, spec in tasks.items():
         if spec.head is not None:
             heads[task] = _lent(heads[spec.head], tasks[spec.head], spec)
-    # The suite knows its kind of model, whose module imports this one.
-    from twinbench.workloads.classification import workload
-
-    return Suite(settings["name"], base_folder, base, weights, heads, tasks, tokenizer, workload)
+    return Suite(settings["name"], base_folder, base, weights, heads, tasks, tokenizer, kind)
 
 
 def module(suite: Suite, device: str) -> nn.Module:

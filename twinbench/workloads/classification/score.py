@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from twinbench.merging.merged import for_every_input, with_route
 from twinbench.routing.attach import attach
-from twinbench.routing.batch import Routes
+from twinbench.routing.batch import Routes, merges_each
 from twinbench.routing.features import encodings, in_batches
 from twinbench.routing.layerwise import gated
 from twinbench.routing.learned import Setting, applied
@@ -18,8 +18,6 @@ from twinbench.tasks.metrics import predictions
 from twinbench.tasks.metrics import score as metric_score
 from twinbench.workbench import Workbench, merged
 from twinbench.workloads.classification.open import classifier
-
-SHARED = 24  # from this many rows per route on, merging each route is faster than running the parts beside the model
 
 
 def score(
@@ -62,7 +60,7 @@ def _forward(bench: Workbench, setting: Setting, task: str, split: str) -> tuple
             logits = forward(bench, classifier(suite, task, module), task, split)
         return logits, time.perf_counter() - start
     distinct, group = weights.unique(dim=0, return_inverse=True)
-    if len(distinct) > max(len(suite.experts), len(weights) // SHARED):
+    if not merges_each(len(distinct), *weights.shape):
         tolerance = setting.router.use.tolerance if setting.router else 0.0
         with bench.holding(made.shared | own) as module, attach(module, made, tolerance) as routes:
             logits = forward(bench, classifier(suite, task, module), task, split, routes=(routes, weights))

@@ -26,7 +26,7 @@ from twinbench.workloads.generation.data import answers, begun
 from twinbench.workloads.training import arguments, checked, trained
 
 ROW = ("input_ids", "labels", "position_ids")
-METRIC = "token_accuracy"  # share of the answers' tokens that are the likeliest after what is right before them
+METRIC = "token_accuracy"  # share of answer tokens that the model ranks first, given the right tokens before them
 
 
 @dataclass(frozen=True)

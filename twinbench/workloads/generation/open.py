@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from twinbench.suite import Suite, Task
+from twinbench.suite import Suite, Task, Workload
 from twinbench.system.mistakes import Mistake
 from twinbench.weights.expert import check_vocabulary, is_adapter, open_expert
 from twinbench.weights.lora import read_factors
@@ -21,12 +21,14 @@ def open_suite(
     tasks: Mapping[str, Task],
     tokenizer: PreTrainedTokenizerBase,
     settings: Mapping,
+    kind: Workload,
 ) -> Suite:
     """Open a causal language model and its experts, whole checkpoints or LoRA adapters, and check that they fit.
 
     Args:
         settings: the suite's ``name``, ``merged`` (the tasks whose experts are merged), ``factored``, ``dtype`` and
             ``device_map``.
+        kind: this kind of model, which the suite hands on.
 
     Raises:
         ValueError: names, shapes, dtypes or vocabularies differ, or weights are not finite.
@@ -50,13 +52,8 @@ def open_suite(
         weights[task] = state
     stored = [folder / "adapter_model.safetensors" for folder in experts.values() if is_adapter(folder)]
     taken = sum(file.stat().st_size for file in stored) if len(stored) == len(experts) else None
-    # The suite knows its kind of model, whose module imports this one.
-    from twinbench.workloads.generation import workload
-
     placed = {"dtype": settings["dtype"], "device_map": settings["device_map"], "adapter_bytes": taken}
-    return Suite(
-        settings["name"], base_folder, base, weights, {}, tasks, tokenizer, workload, factored=factored, **placed
-    )
+    return Suite(settings["name"], base_folder, base, weights, {}, tasks, tokenizer, kind, factored=factored, **placed)
 
 
 def module(suite: Suite, device: str) -> nn.Module:

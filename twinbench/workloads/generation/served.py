@@ -16,12 +16,10 @@ from tqdm import tqdm
 
 from twinbench.merging.merged import Merged, with_route
 from twinbench.routing.attach import attach
-from twinbench.routing.batch import Routes
+from twinbench.routing.batch import Routes, merges_each
 from twinbench.routing.layerwise import gated
 from twinbench.system import processes
 from twinbench.workbench import Workbench
-
-SHARED = 24  # from this many prompts per route on, merging each route is faster than running the parts beside the model
 
 
 class Served(HFLM):
@@ -94,7 +92,7 @@ class Served(HFLM):
         if self._weights is not None:
             weights = self._weights[[request.doc_id for request in requests]]
         distinct, group = (weights, None) if factored else weights.unique(dim=0, return_inverse=True)
-        if factored or len(distinct) > max(weights.shape[1], len(weights) // SHARED):
+        if factored or not merges_each(len(distinct), *weights.shape):
             self._route_of = {request.args[0]: route for request, route in zip(requests, weights, strict=True)}
             with self._bench.holding(shared), attach(self.model, merged, self._tolerance) as self._routes:
                 try:
