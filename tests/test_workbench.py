@@ -25,7 +25,7 @@ from twinbench.workbench import Workbench, held_bytes, merged
 
 
 def empty(limit: int) -> Workbench:
-    return Workbench(None, "cpu", 8, limit)
+    return Workbench(None, "cpu", 8, limit, "float32")
 
 
 def value(size: int) -> torch.Tensor:

@@ -148,7 +148,7 @@ def shared_bench(job: Job) -> "Workbench":
     from twinbench.system.memory import budget
 
     config = job.config
-    asked = hashed(config["suite"]), config["device"], config["batch_size"], config["workbench_bytes"]
+    asked = hashed(config["suite"]), *(config[key] for key in ("device", "precision", "batch_size", "workbench_bytes"))
     if _bench is None or _bench[0] != asked:
         _bench = None  # its memory goes before the next one is opened
         _bench = asked, prepare.workbench(job, budget(config["workbench_bytes"]))

@@ -22,7 +22,7 @@ from twinbench.routing.learned import Setting
 from twinbench.routing.recipe import Features, Recipe, Use
 from twinbench.suite import Suite, Task
 from twinbench.system import cached, processes
-from twinbench.system.device import picked
+from twinbench.system.device import check_precision, picked
 from twinbench.system.memory import keep_freed
 from twinbench.system.mistakes import Mistake
 from twinbench.workbench import Workbench
@@ -57,8 +57,9 @@ def workbench(job: Job, limit: int) -> Workbench:
     keep_freed()
     logging.set_verbosity_error()  # a new head's missing weights are the point of fine-tuning, not a warning
     logging.disable_progress_bar()
-    device = picked(job.config["device"])
-    return Workbench(opened(job.config["suite"], device), device, job.config["batch_size"], limit)
+    config, device = job.config, picked(job.config["device"])
+    check_precision(device, config["precision"])
+    return Workbench(opened(config["suite"], device), device, config["batch_size"], limit, config["precision"])
 
 
 def setting(job: Job, bench: Workbench) -> Setting:

@@ -31,11 +31,14 @@ class Workbench:
     Attributes:
         suite: what is merged and scored.
         device, batch_size: where models run, and in what portions.
+        precision: of the module's forward passes: "float32", or "bfloat16" by autocast. Its weights stay as they are,
+            and its outputs are float32, as is all that stands on top of it, such as a head.
         limit: bytes of remembered values. Those used longest ago go first; the newest stays, however large.
     """
 
-    def __init__(self, suite: Suite, device: str, batch_size: int, limit: int):
+    def __init__(self, suite: Suite, device: str, batch_size: int, limit: int, precision: str):
         self.suite, self.device, self.batch_size, self.limit = suite, device, batch_size, limit
+        self.precision = precision
         self._values: OrderedDict[Hashable, tuple[object, int]] = OrderedDict()
         self._held = False
 
@@ -43,7 +46,8 @@ class Workbench:
     def module(self) -> nn.Module:
         """The module that every merged state dict is put into; it holds the base until then."""
         with torch.inference_mode(False):  # its weights are overwritten later, whoever asks for it first
-            return self.suite.workload.module(self.suite, self.device)
+            module = self.suite.workload.module(self.suite, self.device)
+        return module if self.precision == "float32" else autocast(module, getattr(torch, self.precision))
 
     @contextmanager
     def holding(self, state: Mapping[str, Tensor] | None) -> Iterator[nn.Module]:
@@ -86,6 +90,38 @@ class Workbench:
     def remembered_bytes(self) -> int:
         """Bytes of all remembered values; a tensor in two of them counts twice."""
         return sum(size for _, size in self._values.values())
+
+
+def autocast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Let each call of a module compute in another dtype, and give float32.
+
+    Hooks, since whatever is put in place of its forward (`routing.attach`) is to run inside, too.
+    """
+    entered = []
+
+    def enter(module: nn.Module, _) -> None:
+        context = torch.autocast(next(module.parameters()).device.type, dtype=dtype)
+        context.__enter__()
+        entered.append(context)
+
+    def leave(module: nn.Module, _, output):
+        entered.pop().__exit__(None, None, None)
+        return single(output)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave, always_call=True)
+    return module
+
+
+def single(output):
+    """The same nested output with its tensors of floats in float32."""
+    if isinstance(output, Tensor):
+        return output.float() if output.is_floating_point() else output
+    if isinstance(output, dict):  # transformers' outputs are such
+        for key, value in output.items():
+            output[key] = single(value)
+        return output
+    return type(output)(map(single, output)) if isinstance(output, list | tuple) else output
 
 
 def held_bytes(value: object, seen: set[int]) -> int:

@@ -27,7 +27,7 @@ def row(label: str, *runs: blocks.Run, method: str | None = None, **settings) ->
 
 def block(*rows: blocks.Row, individual: tuple = (), experts: tuple = (), failed: tuple = ()) -> blocks.Block:
     lists = {"rows": list(rows), "experts": list(experts), "failed": list(failed), "outdated": []}
-    return blocks.Block("toy", "new", "test", "strict", [A, B], **lists, individual=list(individual))
+    return blocks.Block("toy", "new", "test", "float32", "strict", [A, B], **lists, individual=list(individual))
 
 
 @pytest.fixture

@@ -99,6 +99,6 @@ def opened(root: Path, head: str = "pooler", tasks: dict[str, Task] | None = Non
     return open_suite(root / "base", experts, tasks, open_tokenizer(root / "base"), settings, workload)
 
 
-def bench(suite: Suite, batch_size: int = 8) -> Workbench:
+def bench(suite: Suite, batch_size: int = 8, precision: str = "float32") -> Workbench:
     """A workbench of the CPU that forgets nothing."""
-    return Workbench(suite, "cpu", batch_size, 10**9)
+    return Workbench(suite, "cpu", batch_size, 10**9, precision)

@@ -24,7 +24,16 @@ from twinbench.system.mistakes import Mistake, one_of
 SPLITS = ("test", "validation")
 UNWRITTEN = {"task": "each task a model of its own", "layer": "each linear layer experts of its own"}  # by route
 WRITTEN = "twinbench.routing.mlp.Mlp"  # the router model that others can build from ``router.json``
-CONFIGURATION = ("suite_id", "method", "params", "router", "protocol", "seed", "split")  # what a person has chosen
+CONFIGURATION = (
+    "suite_id",
+    "method",
+    "params",
+    "router",
+    "protocol",
+    "seed",
+    "split",
+    "precision",
+)  # what a person has chosen
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class Job:
         params: the method's hyperparameters, with those of its shared expert's method under ``shared``.
         router, seed: None where the result does not depend on them.
         split: that is scored: test, or validation to choose hyperparameters by.
+        precision: of forward passes.
         route: the route that protocol and router leave to the method: None, "task" (the known task), "router",
             "layer" (per layer), or "top1" (one-hot at the router's choice).
         role: of the method: "upper bound", "lower bound", "one expert" or None.
@@ -85,6 +95,7 @@ class Job:
     protocol: str
     seed: int | None
     split: str
+    precision: str
     route: str | None
     role: str | None = field(compare=False)
     reads: str = field(compare=False)
@@ -95,7 +106,7 @@ class Job:
     def identity(self) -> dict:
         """The fields of its records that say what was run."""
         named = ("run_id", "source", "suite", "suite_id", "base", "method", "params", "router", "protocol", "seed")
-        return {name: getattr(self, name) for name in (*named, "split")}
+        return {name: getattr(self, name) for name in (*named, "split", "precision")}
 
     @property
     def results_dir(self) -> Path:
@@ -110,7 +121,8 @@ class Job:
         router = f" router={self.router['name']}" if self.router else ""
         seed = "" if self.seed is None else f" seed={self.seed}"
         split = "" if self.split == "test" else f" split={self.split}"
-        return f"{self.suite} {self.protocol:6} {self.method}{values}{router}{seed}{split}"
+        precision = "" if self.precision == "float32" else f" precision={self.precision}"
+        return f"{self.suite} {self.protocol:6} {self.method}{values}{router}{seed}{split}{precision}"
 
 
 def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
@@ -150,8 +162,10 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
         "seed": config["seed"] if drawn else None,
         "split": config["split"],
     }
+    precision = config["precision"]
+    counted = {} if precision == "float32" else {"precision": precision}  # ids of float32 are older than the setting
     # names are what the report calls and finds rows by
-    run_id = hashed([found | {"params": None}, shared.name if shared else None, hashes])
+    run_id = hashed([found | {"params": None} | counted, shared.name if shared else None, hashes])
     return Job(
         run_id=run_id,
         source=hashed(hashes),
@@ -161,6 +175,7 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
         role=method.takes.role,
         reads=most_read(needs),
         route="top1" if blind and route == "task" else route,
+        precision=precision,
         config=config,
         leaves=leaves,
         experiment=names.get("experiment"),

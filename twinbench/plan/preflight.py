@@ -18,6 +18,7 @@ from twinbench.plan.job import Job, check_export, configured
 from twinbench.plan.signature import checked_signature, hyperparameters
 from twinbench.plan.suite import narrowed, workload, workloads
 from twinbench.system import processes
+from twinbench.system.device import PRECISIONS
 from twinbench.system.errors import MISTAKES, one_line
 from twinbench.system.files import check_writable
 from twinbench.system.mistakes import Mistake, check_name, one_of
@@ -116,6 +117,7 @@ def settings(config: Mapping) -> None:
     for key, kind in (("force", "bool"), ("plan", "bool"), ("allow", "list[str]")):
         targets.check_kind(key, config[key], kind)
     check_seed("seed", config["seed"])
+    one_of("precision", config["precision"], PRECISIONS)
     whole("batch_size", config["batch_size"])
     if config["workbench_bytes"] is not None:
         whole("workbench_bytes", config["workbench_bytes"], " or null")

@@ -35,7 +35,7 @@ def measured(
         kind = Path(suite.workload.batches.__code__.co_filename)  # with what else it says of its models' statistics
         codes = [source.digest(file) for file in (code, kind, Path(__file__))]
         config = (suite.base_folder / "config.json").read_text(encoding="utf-8")
-        return content_key(read, "\n".join([*codes, suite.dtype, config]))
+        return content_key(read, "\n".join([*codes, suite.dtype, bench.precision, config]))
 
     found = bench.remember(("prepared", code.stem, expert, rows), key)
     return remembered(cache_dir() / code.stem, found, names, make)

@@ -30,6 +30,7 @@ class Attempt(TypedDict):
         reads: the most demanding data that the method and its router read beside the experts' weights.
         router, seed: None where the result does not depend on them.
         split: which one was asked for; a record of a number says which one it is of.
+        precision: of forward passes.
         time: of the run's start, ISO 8601.
         dirty: whether the source tree had changes that are in no commit.
     """
@@ -48,6 +49,7 @@ class Attempt(TypedDict):
     protocol: str
     seed: int | None
     split: str | None
+    precision: Literal["float32", "bfloat16"]
     time: str
     commit: str | None
     dirty: bool | None
@@ -92,7 +94,18 @@ class Record(Attempt):
 
 
 LATER = {  # fields that older records lack
-    *("source", "role", "route", "reads", "experiment", "n", "router_seconds", "exclusive_kind", "peak_memory_bytes"),
+    *(
+        "source",
+        "role",
+        "route",
+        "reads",
+        "precision",
+        "experiment",
+        "n",
+        "router_seconds",
+        "exclusive_kind",
+        "peak_memory_bytes",
+    ),
     *("data", "expert", "rows", "predictions"),
 }
 OLDER_ROLES = {"individual": UPPER, "pretrained": LOWER, "expert": ONE}
@@ -145,6 +158,8 @@ def completed(row: Mapping) -> Record:
     """The record with every field: what an older one lacks is None, or follows from the methods that there were."""
     whole = dict.fromkeys(KINDS) | row
     learned = whole["router"] is not None and whole["router"]["name"] != "oracle"
+    if "precision" not in row:
+        whole["precision"] = "float32"
     if "role" not in row:
         whole["role"] = OLDER_ROLES.get(whole["method"])
     if "route" not in row:

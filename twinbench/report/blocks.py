@@ -1,16 +1,18 @@
 """Records -> blocks of labelled rows: what may stand in one table, and what each line of it is called.
 
-A block holds the runs of one (suite_id, split, protocol): scores of other experts, other data or another protocol are
-not comparable, so they never share a table. A row is one (method, params, router) with one source, the newest; its runs
-differ in the seed only.
+A block holds the runs of one (suite_id, split, precision, protocol). Scores of other experts, other data, another
+precision or another protocol are not comparable, so they never share a table. A row is one (method, params, router)
+with one source, the newest; its runs differ in the seed only.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 
 from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.records.record import ONE, UPPER, Record
+from twinbench.system.device import PRECISIONS
 
 Column = tuple[str, str]  # (task, metric)
 
@@ -44,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """The comparable rows of one (suite_id, split, protocol).
+    """The comparable rows of one (suite_id, split, precision, protocol).
 
     ``individual`` are the runs every score is divided by: the upper bound, strict, told the task.
     ``failed`` pairs a label with the record of a run that has no result; ``outdated`` with that of a seed that has only
@@ -54,6 +56,7 @@ class Block:
     suite: str
     suite_id: str
     split: str
+    precision: str
     protocol: str
     columns: list[Column]
     rows: list[Row]
@@ -73,7 +76,7 @@ class Block:
 
 
 def blocks(rows: Iterable[Record]) -> list[Block]:
-    """The blocks of some runs: newest suite_id first, then the test split, then in the order of ``PROTOCOLS``.
+    """The blocks of some runs: newest suite_id first, then the test split, float32, and the order of ``PROTOCOLS``.
 
     Args:
         rows: records as ``records.store.latest`` gives them.
@@ -81,16 +84,17 @@ def blocks(rows: Iterable[Record]) -> list[Block]:
     runs = _newest_runs(list(rows))
     ids = sorted({_suite_id(run) for run in runs}, key=lambda name: (*_freshness(runs, name), name), reverse=True)
     found = []
-    for suite_id, split in ((name, split) for name in ids for split in ("test", "validation")):
-        family = [run for run in runs if (_suite_id(run), _split(run)) == (suite_id, split)]
+    for key in product(ids, ("test", "validation"), PRECISIONS):
+        family = [run for run in runs if _family(run) == key]
         names = sorted({_head(run)["protocol"] for run in family}, key=list(PROTOCOLS).index)
         rows_of = {name: _rows([run for run in family if _head(run)["protocol"] == name]) for name in names}
-        found += _family_blocks(_head(family[0])["suite"], suite_id, split, rows_of) if family else []
+        found += _family_blocks(_head(family[0])["suite"], key, rows_of) if family else []
     return found
 
 
-def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tuple]) -> list[Block]:
-    """The blocks of one suite_id and split, with its column order and its normalizing runs."""
+def _family_blocks(suite: str, key: tuple[str, str, str], rows_of: dict[str, tuple]) -> list[Block]:
+    """The blocks of one (suite_id, split, precision), with its column order and its normalizing runs."""
+    suite_id, split, precision = key
     strict = rows_of.get(NORMALIZER, ([],))[0]
     individual = [run for row in strict if row.role == UPPER and row.oracle for run in row.runs]
     everything = individual + [run for rows, *_ in rows_of.values() for row in rows for run in row.runs]
@@ -100,6 +104,7 @@ def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tup
             suite=suite,
             suite_id=suite_id,
             split=split,
+            precision=precision,
             protocol=protocol,
             columns=columns,
             rows=[row for row in rows if row.role != ONE],
@@ -113,7 +118,7 @@ def _family_blocks(suite: str, suite_id: str, split: str, rows_of: dict[str, tup
 
 
 def _newest_runs(rows: list[Mapping]) -> list[list[dict]]:
-    """Per (suite_id, split, protocol, row, seed) the records of one run: the newest ok one, or else failed one.
+    """Per (family, protocol, row, seed) the records of one run: the newest ok one, or else failed one.
 
     A run with the newest source of the row's method goes before others, even if it failed.
     """
@@ -132,7 +137,7 @@ def _newest_runs(rows: list[Mapping]) -> list[list[dict]]:
 
 def _row(run: list[dict]) -> tuple:
     """What the runs of a row have in common, whatever the source of its method."""
-    return _suite_id(run), _split(run), _head(run)["protocol"], *_identity(_head(run))
+    return *_family(run), _head(run)["protocol"], *_identity(_head(run))
 
 
 def _rows(runs: list[list[dict]]) -> tuple[list[Row], list[tuple[str, dict]], list[tuple[str, dict]]]:
@@ -220,6 +225,11 @@ def _head(run: list[dict]) -> dict:
 
 def _identity(record: Mapping) -> tuple[str, str]:
     return record["method"], json.dumps([record["params"], record["router"]], sort_keys=True)
+
+
+def _family(run: list[dict]) -> tuple[str, str, str]:
+    """What runs have in common that are normalized by one another."""
+    return _suite_id(run), _split(run), _head(run)["precision"]
 
 
 def _suite_id(run: list[dict]) -> str:

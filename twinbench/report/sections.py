@@ -102,12 +102,14 @@ def _suite(
 def _heading(block: Block, several: bool) -> str:
     """A block's protocol, its split where that is not the test, and its tasks where that tells it apart."""
     parts = [f"{block.protocol} protocol"] + ([] if block.split == "test" else [f"{block.split} split"])
+    parts += [] if block.precision == "float32" else [f"forward passes in {block.precision}"]
     parts += [f"{len(block.columns)} tasks, suite_id {block.suite_id}"] if several else []
     return ", ".join(parts)
 
 
 def _slug(block: Block, several: bool) -> str:
     split = "" if block.split == "test" else f"_{block.split}"
+    split += "" if block.precision == "float32" else f"_{block.precision}"
     return f"{block.protocol}{split}" + (f"_{block.suite_id}" if several else "")
 
 

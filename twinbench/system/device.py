@@ -8,6 +8,9 @@ from pathlib import Path
 from twinbench.system import processes
 from twinbench.system.mistakes import Mistake
 
+PRECISIONS = ("float32", "bfloat16")
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # x86's and ARM's instructions for it
+
 
 def picked(asked: str | None) -> str:
     """The device asked for, which must be there; by default a GPU where there is one.
@@ -26,12 +29,34 @@ def picked(asked: str | None) -> str:
     return asked
 
 
+def check_precision(device: str, precision: str) -> None:
+    """Raise ValueError where the device would emulate bfloat16: slower than float32, and for nothing."""
+    if precision == "float32":
+        return
+    import torch
+
+    if device.startswith("cuda"):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = BFLOAT16 & _features() != set()
+    if not native:
+        raise Mistake(f"precision=bfloat16: {name(device)} computes in it by emulation; use precision=float32")
+
+
 def name(device: str) -> str:
     """The GPU's name, or the processor's; and how many processes each use one."""
     import torch
 
     own = torch.cuda.get_device_name(device) if device.startswith("cuda") else machine()
     return own if processes.count() == 1 else f"{processes.count()} processes, each on {own}"
+
+
+@lru_cache(maxsize=1)
+def _features() -> set[str]:
+    """What the processor's instructions are called in Linux; elsewhere nothing is known of them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return {word for line in lines if line.lower().startswith(("flags", "features")) for word in line.split()}
 
 
 @lru_cache(maxsize=1)

@@ -72,7 +72,7 @@ def opened(family: Path, tasks: dict[str, Task], *, factored: bool = False, **fo
 
 
 def bench_of(suite: Suite, batch_size: int = 4) -> Workbench:
-    return Workbench(suite, "cpu", batch_size, 10**9)
+    return Workbench(suite, "cpu", batch_size, 10**9, "float32")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,106 @@
+"""``precision=bfloat16``: the encoder computes in it, static or routed; weights, heads and outputs stay float32."""
+
+import numpy as np
+import pytest
+import torch
+
+from baselines import individual
+from support.commands import planned
+from support.family import CLASSES, bench, opened
+from support.routing import recipe
+from twinbench.merging import twin_merging
+from twinbench.merging.compress import basis
+from twinbench.merging.method import Method
+from twinbench.prepared import fisher, gram
+from twinbench.routing import learned
+from twinbench.routing.learned import Setting
+from twinbench.system import device
+from twinbench.workbench import single
+
+TWIN = {"compression": "svd", "rank_ratio": 0.5, "basis": basis}
+
+
+@pytest.fixture
+def benches(family, monkeypatch, tmp_path) -> dict:
+    monkeypatch.setenv("TWINBENCH_CACHE", str(tmp_path))
+    return {precision: bench(opened(family), 8, precision) for precision in device.PRECISIONS}
+
+
+def logits(own, setting, task):
+    from twinbench.workloads.classification.score import _forward
+
+    return _forward(own, setting, task, "test")[0]
+
+
+@pytest.mark.parametrize("route", ["task", "router"])
+def test_the_encoder_computes_in_bfloat16_and_the_head_in_float32(benches, route):
+    static = Method("average", "average", lambda b, e: individual.merge(b, {"size": e["size"]}))
+    twin = Method(
+        "twin",
+        "twin",
+        lambda b, e, shared: twin_merging.merge(b, e, shared=shared, seed=0, **TWIN),
+        route="router",
+        shared=static,
+    )
+    setting = Setting(twin, route, recipe(), 0)
+    found, seen = {}, {}
+    for precision, own in benches.items():
+        layer = own.module.encoder.layer[0].output.dense
+        layer.register_forward_hook(lambda _, given, out, p=precision: seen.setdefault(p, out.dtype))
+        found[precision] = {task: logits(own, setting, task) for task in CLASSES}
+        assert {p.dtype for p in own.module.parameters()} == {torch.float32}
+    assert seen == {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    for task in CLASSES:
+        one, other = found["float32"][task], found["bfloat16"][task]
+        assert other.dtype == torch.float32 and not torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=0, atol=0.05 * one.abs().max().item())
+    values = torch.cat([found["bfloat16"][task].flatten() for task in CLASSES])
+    assert not torch.equal(values, values.bfloat16().float()), "logits of a float32 head are no multiples of 1/256"
+
+
+def test_what_a_router_and_a_method_read_is_of_the_same_precision(benches):
+    reads = {}
+    setting = Setting(Method("base", "base", lambda b, e: individual.merge(b, {})), None, recipe(), 0)
+    for precision, own in benches.items():
+        hidden, _ = learned._features(own, setting, "size", "test", None)
+        statistics = [argument.prepare(own)("size", 5) for argument in (fisher, gram)]
+        reads[precision] = [hidden, *(found["encoder.layer.1.output.dense.weight"] for found in statistics)]
+    for one, other in zip(*reads.values(), strict=True):
+        assert one.dtype == other.dtype == torch.float32 and not torch.equal(one, other)
+        assert (one - other).norm() < 0.1 * one.norm()
+
+
+def test_an_error_in_the_module_leaves_autocast(benches):
+    own = benches["bfloat16"]
+    with pytest.raises((RuntimeError, ValueError, IndexError)):
+        own.module(input_ids=torch.tensor([[10**6]]))
+    assert not torch.is_autocast_enabled("cpu")
+    with own.holding(None) as module:
+        assert module(input_ids=torch.tensor([[1, 2]])).last_hidden_state.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_outputs_of_any_shape_become_float32():
+    half = torch.ones(2, dtype=torch.bfloat16)
+    found = single({"a": half, "b": (half, [half, None]), "c": torch.ones(1, dtype=torch.int64), "d": "word"})
+    assert found["a"].dtype == found["b"][0].dtype == found["b"][1][0].dtype == torch.float32
+    assert found["b"][1][1] is None and found["c"].dtype == torch.int64 and found["d"] == "word"
+
+
+def test_it_counts_in_the_id_unless_it_is_float32():
+    plain, other = planned("method=average"), planned("method=average", "precision=bfloat16")
+    assert plain.run_id == planned("method=average", "precision=float32").run_id != other.run_id
+    assert plain.suite_id == other.suite_id and other.identity()["precision"] == "bfloat16"
+    assert other.label.endswith(" precision=bfloat16")
+    with pytest.raises(ValueError, match="unknown precision 'bfloat'; did you mean 'bfloat16'"):
+        planned("method=average", "precision=bfloat")
+
+
+def test_a_machine_that_would_emulate_it_refuses(monkeypatch):
+    monkeypatch.setattr(device, "_features", lambda: {"avx2", "avx512f"})
+    with pytest.raises(ValueError, match=r"precision=bfloat16: .* computes in it by emulation; use precision=float32"):
+        device.check_precision("cpu", "bfloat16")
+    device.check_precision("cpu", "float32")
+    monkeypatch.setattr(device, "_features", lambda: {"avx512_bf16"})
+    device.check_precision("cpu", "bfloat16")
+    assert np.all([name in ("float32", "bfloat16") for name in device.PRECISIONS])
