@@ -108,8 +108,10 @@ def autocast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         entered.pop().__exit__(None, None, None)
         return single(output)
 
-    module.register_forward_pre_hook(enter)
-    module.register_forward_hook(leave, always_call=True)
+    called = {id(part): part for part in (module, getattr(module, "base_model", module))}  # a router reads the latter
+    for part in called.values():
+        part.register_forward_pre_hook(enter)
+        part.register_forward_hook(leave, always_call=True)
     return module
 
 

@@ -1,7 +1,8 @@
-"""Bootstrap intervals and paired tests over test examples (Efron 1979; Koehn 2004 for the paired form).
+"""Bootstrap intervals and paired tests over the scored examples (Efron 1979; Koehn 2004 for the paired form).
 
 Every run of a suite is resampled with the same draws, so a difference between two runs is paired. A resample is kept
-as counts, how often each example was drawn, which is what ``twinbench.tasks.metrics`` scores.
+as counts, how often each example was drawn, which is what ``twinbench.tasks.metrics`` scores. Where a row has several
+seeds, a resample draws its seeds, too. docs/statistics.md says what an interval covers.
 """
 
 import zlib
@@ -12,19 +13,23 @@ import numpy as np
 
 from twinbench.report.blocks import Block, Column, Run
 from twinbench.system.mistakes import Mistake
-from twinbench.tasks.metrics import METRICS
+from twinbench.tasks.metrics import METRICS, best_constant, score
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SAMPLES = 1000
+SAMPLES = 10_000
+FLOOR = 2 / (SAMPLES + 1)  # the smallest p that so many resamples can show
 CELLS = 4_000_000  # counts held at once: 32 MB, however large the test split is
 ROUNDING = 1e-9  # percent
 Draws = dict[tuple[str, Column], np.ndarray]  # (run_id, column) -> the score of each resample, (SAMPLES,)
 
 
-def draws(frames: "Mapping[str, pd.DataFrame]", found: list[Block]) -> Draws:
+def draws(frames: "Mapping[str, pd.DataFrame]", found: list[Block]) -> tuple[Draws, dict[tuple[str, str], Run]]:
     """Resampled scores of the runs in ``found``; runs of one suite_id and split share their draws.
+
+    Returns:
+        The scores; and per suite_id and split the best constant answers as a run, which is among the scores.
 
     Args:
         frames: per run_id its predictions on its block's split, where there are any (``read.predictions``).
@@ -32,12 +37,37 @@ def draws(frames: "Mapping[str, pd.DataFrame]", found: list[Block]) -> Draws:
     Raises:
         ValueError: two runs of a suite_id predicted different rows of a task, or hold different labels.
     """
-    scores = {}
-    for suite_id, split in dict.fromkeys((block.suite_id, block.split) for block in found):
-        family = [block for block in found if (block.suite_id, block.split) == (suite_id, split)]
+    scores, constants = {}, {}
+    for key in dict.fromkeys((block.suite_id, block.split) for block in found):
+        family = [block for block in found if (block.suite_id, block.split) == key]
         runs = [run.run_id for block in family for row in block.rows for run in row.runs]
-        scores |= resample({run: frames[run] for run in runs if run in frames}, family[0].columns)
-    return scores
+        known = {run: frames[run] for run in runs if run in frames}
+        answers = constant(known, family[0])
+        if answers:
+            constants[key], known[answers[0].run_id] = answers[0], answers[1]
+        scores |= resample(known, family[0].columns)
+    return scores, constants
+
+
+def constant(frames: "Mapping[str, pd.DataFrame]", block: Block) -> "tuple[Run, pd.DataFrame] | None":
+    """The best constant answer to each task as a run of its own, with its predictions; None if no labels are known.
+
+    A task whose rows have no labels, such as lm-eval's, has none.
+    """
+    import pandas as pd
+
+    scores, made = {}, []
+    for task, metric in block.columns:
+        own = (frame[(frame["task"] == task).to_numpy()] for frame in frames.values())
+        rows = next((frame for frame in own if len(frame)), None)
+        if rows is None or metric not in METRICS or rows["label"].isna().any():
+            continue
+        labels = rows["label"].to_numpy(dtype=float)
+        answers = np.full(len(labels), best_constant(metric, labels))
+        scores[task, metric] = score(metric, labels, answers)
+        made.append(rows.assign(prediction=answers))
+    name = f"best constant answer, {block.suite_id} {block.split}"
+    return (Run(name, None, scores, {}, {}, []), pd.concat(made)) if made else None
 
 
 def resample(frames: "Mapping[str, pd.DataFrame]", columns: Iterable[Column]) -> Draws:
@@ -65,23 +95,46 @@ def statistic(metric: str, labels: np.ndarray) -> Callable | None:
     return METRICS.get(metric, _mean if np.isnan(labels).all() else None)
 
 
-def averages(runs: list[Run], individual: list[Run], columns: list[Column], scores: Draws) -> np.ndarray | None:
-    """The average normalized score of each resample in percent, (SAMPLES,), mean over the seeds in ``runs``.
+def averages(
+    runs: list[Run], individual: list[Run], columns: list[Column], scores: Draws, floor: Run | None = None
+) -> np.ndarray | None:
+    """The average normalized score of each resample in percent, (SAMPLES,), over the seeds in ``runs``.
 
-    None where it is not defined: a run without predictions for a task, or an individual score of 0 or less in some
-    resample (the ratio has no finite spread then).
+    None where it is not defined: a run without predictions for a task, or a divisor of 0 or less in some resample (the
+    ratio has no finite spread then).
+
+    Args:
+        floor: the best constant answer, whose score is subtracted above and below: the chance-corrected average.
     """
     ratios = []
     for column in columns:
-        tops = [scores.get((run.run_id, column)) for run in runs]
-        bottoms = [scores.get((run.run_id, column)) for run in individual]
-        if not tops or not bottoms or any(draw is None for draw in tops + bottoms):
+        top, bottom = over_seeds(runs, column, scores), over_seeds(individual, column, scores)
+        if top is None or bottom is None:
             return None
-        bottom = np.mean(bottoms, axis=0)
+        if floor:
+            least = scores.get((floor.run_id, column))
+            if least is None:
+                return None
+            top, bottom = top - least, bottom - least
         if (bottom <= 0).any():
             return None
-        ratios.append(np.mean(tops, axis=0) / bottom)
+        ratios.append(top / bottom)
     return 100 * np.mean(ratios, axis=0) if ratios else None
+
+
+def over_seeds(runs: list[Run], column: Column, scores: Draws) -> np.ndarray | None:
+    """A row's score in each resample, (SAMPLES,), which draws the row's seeds with replacement; None if one has none.
+
+    The k-th seeds of two rows are drawn together, and those of all tasks.
+    """
+    found = [scores.get((run.run_id, column)) for run in runs]
+    if not found or any(draw is None for draw in found):
+        return None
+    if len(found) == 1:
+        return found[0]
+    size = len(found[0])
+    drawn = np.random.default_rng(len(found)).multinomial(len(found), np.full(len(found), 1 / len(found)), size)
+    return np.einsum("sk,ks->s", drawn / len(found), np.array(found))
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
@@ -99,6 +152,15 @@ def paired(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float, fl
     difference[np.abs(difference) < ROUNDING] = 0  # a matrix product may sum equal rows in another order
     side = min(np.sum(difference <= 0), np.sum(difference >= 0))
     return *interval(difference), min(1.0, float(2 * (side + 1) / (len(difference) + 1)))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's (1979) correction of several p, (n,): with it, one false difference in a table has a chance of 5 %."""
+    order = np.argsort(p)
+    steps = p[order] * (len(p) - np.arange(len(p)))
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return corrected
 
 
 def _aligned(frames: "Mapping[str, pd.DataFrame]", task: str) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from twinbench.report.cells import differences, normalized, rounded
+from twinbench.report.cells import differences, living, normalized, rounded
 
 LEADERBOARD, EXPERTS = "leaderboard.md", "experts.md"
 ONE = "{:.1f}".format
@@ -34,15 +34,26 @@ TABLES = (
     Table(
         "normalized",
         "Normalized score (%)",
-        "In % of the individual expert's score, best average first. ± is the standard deviation over seeds. "
-        "Intervals and p: paired bootstrap over the scored examples, 1,000 resamples.",
+        "In % of the individual expert's score, best average first. ± is the standard deviation over seeds. Average, "
+        "worst task and chance-corrected average, (score - best constant answer) / (expert - best constant answer), "
+        "are over the tasks of living experts. Intervals and p: paired bootstrap over the scored examples and the "
+        "seeds, 10,000 resamples; they do not cover other experts. p is Holm's for the table. Rows of one tier: none "
+        "is significantly below the tier's first.",
         normalized,
         latex=("leaderboard.tex", "score in % of the individual expert's"),
     ),
     Table(
+        "living",
+        "Is each expert alive? (points)",
+        "Each expert against the best constant answer to its task and against the unmerged base, on the scored rows. "
+        "An expert is alive if the 95 % interval of its lead over the best constant answer is above 0; a dead one's "
+        "task counts in no average. Not tested: it has no predictions or labels, and counts.",
+        living,
+    ),
+    Table(
         "raw",
         "Raw score (points)",
-        "×100, in the metric named in the column.",
+        "×100, in the metric named in the column. The average is over the tasks of living experts.",
         rounded(ONE),
     ),
     Table(

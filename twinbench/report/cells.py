@@ -16,6 +16,7 @@ WORDS = (
     "computed in",
     "device",
     "origin",
+    "expert is",
 )
 PLAIN = (*NAMES, *WORDS)  # columns of text; the others are of numbers
 
@@ -35,13 +36,22 @@ def rounded(digits: Callable[[float], str]) -> Callable[[pd.DataFrame], pd.DataF
     return shown
 
 
+def living(table: pd.DataFrame) -> pd.DataFrame:
+    """The scores in points, and each lead with its interval."""
+    cells = {name: _column(table, name) for name in ("score", "best constant", "base")}
+    for name in ("over best constant", "over base"):
+        cells[name] = _column(table, name, "{:+.1f}".format)
+        cells[f"{name}, 95 %"] = _ranges(table, name, "{:+.1f}")
+    return pd.DataFrame({name: table[name] for name in ("task", "metric")} | cells | {"expert is": table["expert is"]})
+
+
 def normalized(table: pd.DataFrame) -> pd.DataFrame:
     """The normalized table, its bounds and its reference marked in their names."""
     places = list(table.columns)
     tasks = places[places.index("seeds") + 1 : places.index("average")]
     marks = table["role"].where(~table["reference"], "reference")
     labels = [f"{label} [{mark}]" if mark else label for label, mark in zip(table["method"], marks, strict=True)]
-    cells = {"#": _column(table, "rank", str), "method": labels}
+    cells = {"#": _column(table, "rank", str), "tier": _column(table, "tier", str), "method": labels}
     cells |= _seeds(table) | {task: _column(table, task) for task in tasks}
     cells["average"] = _column(table, "average")
     cells["95 % interval"] = _ranges(table, "average", "{:.1f}")
@@ -49,9 +59,11 @@ def normalized(table: pd.DataFrame) -> pd.DataFrame:
         "" if pd.isna(score) else f"{score:.1f} {task}"
         for score, task in zip(table["worst"], table["worst_task"], strict=True)
     ]
+    if table["corrected"].notna().any():
+        cells["chance-corrected"] = _column(table, "corrected")
     cells["difference"] = _column(table, "difference", lambda value: f"{value:+.1f}")
     cells["its 95 % interval"] = _ranges(table, "difference", "{:+.1f}")
-    cells["p"] = _column(table, "p", lambda value: f"{value:.3f}")
+    cells["p"] = _p(table)
     return pd.DataFrame(cells)
 
 
@@ -62,7 +74,17 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
         clear = (table[f"{name}_low"] > 0) | (table[f"{name}_high"] < 0)
         cells[name] = [f"{value:+.1f}{'*' if star else ''}" for value, star in zip(table[name], clear, strict=True)]
     cells["its 95 % interval"] = _ranges(table, "average", "{:+.1f}")
-    return pd.DataFrame(cells | {"p": _column(table, "p", lambda value: f"{value:.3f}")})
+    return pd.DataFrame(cells | {"p": _p(table)})
+
+
+def _p(table: pd.DataFrame) -> list[str]:
+    """Each p, with ≤ where so many resamples can show no smaller one."""
+    least = table["p_least"].fillna(False).astype(bool)
+    return [f"≤ {cell}" if floor else cell for cell, floor in zip(_column(table, "p", _four), least, strict=True)]
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}" if value < 0.01 else f"{value:.3f}"
 
 
 def _seeds(table: pd.DataFrame) -> dict[str, list[str]]:

@@ -70,11 +70,11 @@ def make(
 
 
 def _sampled(results_dir: Path, found: "list[Block]") -> tuple:
-    """The resampled scores of all runs, and per run_id why some of its predictions are left out."""
+    """The resampled scores of all runs, the best constant answers, and why some runs' predictions are left out."""
     from twinbench.report import bootstrap, read
 
     frames, doubts = read.predictions(results_dir, found)
-    return bootstrap.draws(frames, found), doubts
+    return *bootstrap.draws(frames, found), doubts
 
 
 def _check_reference(found: "list[Block]", reference: str) -> None:

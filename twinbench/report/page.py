@@ -10,6 +10,7 @@ from twinbench.protocol import PROTOCOLS
 from twinbench.report import text
 from twinbench.report.catalog import TABLES, Table
 from twinbench.report.cells import NAMES, WORDS
+from twinbench.report.living import dead
 from twinbench.report.section import Section
 from twinbench.report.sections import title
 
@@ -46,10 +47,12 @@ def _table(section: Section, table: Table) -> dict:
     numbers = section.tables[table.name]
     cells = table.cells(numbers)
     shaded = list(numbers.loc[:, "seeds":"average"])[1:] if table.name == "normalized" else []
+    grey = {head for task in dead(section.tables) for head in cells if head == task or head.startswith(f"{task} (")}
     rows = []
     for shown, values in zip(cells.to_dict("records"), numbers.to_dict("records"), strict=True):
         mark = "reference" if values.get("reference") else values.get("role", "")
-        rows.append({"mark": mark, "cells": [_cell(head, shown[head], values, head in shaded) for head in shown]})
+        made = {head: _cell(head, shown[head], values, head in shaded and head not in grey) for head in shown}
+        rows.append({"mark": mark, "cells": [cell | {"grey": head in grey} for head, cell in made.items()]})
     said = {"title": table.title, "caption": table.caption, "file": f"{section.file(table.name)}.csv"}
     return said | {"heads": list(cells), "rows": rows}
 

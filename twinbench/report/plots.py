@@ -79,7 +79,7 @@ def heat(
     apart: int = 0,
     axes: tuple[str, str] = ("", ""),
 ) -> Figure:
-    """A table of numbers, one decimal each, shaded by ``share`` in [0, 1] (same shape; NaN = an empty cell).
+    """A table of numbers, one decimal each, shaded by ``share`` in [0, 1] (same shape; NaN = grey).
 
     Args:
         apart: how many last columns stand apart (averages beside tasks).
@@ -97,7 +97,7 @@ def heat(
     ax.spines[:].set_visible(False)
     for i, j in np.ndindex(values.shape):
         value, shade = values.iat[i, j], share[i, j]
-        colour = MISSING if np.isnan(value) else BLUES(float(np.clip(np.nan_to_num(shade), 0, 1)))
+        colour = MISSING if np.isnan(value) or np.isnan(shade) else BLUES(float(np.clip(shade, 0, 1)))
         framed = bool(axes[0]) and values.index[i] == values.columns[j]
         corner, size = (lefts[j] + 0.02, edges[i] + 0.02), (cell - 0.04, heights[i] - 0.04)
         ax.add_patch(Rectangle(corner, *size, facecolor=colour, edgecolor=REFERENCE if framed else "none", lw=1.6))

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from twinbench.protocol import PROTOCOLS
-from twinbench.report import expert_training, plots, tables, text
-from twinbench.report.blocks import Block
+from twinbench.report import expert_training, living, plots, tables, text
+from twinbench.report.blocks import Block, Run
 from twinbench.report.bootstrap import Draws
 from twinbench.report.notes import notes as explained
 from twinbench.report.section import Section
@@ -40,11 +40,13 @@ class Beside:
     Attributes:
         training: per suite_id how its experts were trained, where that is known.
         draws: the resampled scores.
+        constants: per suite_id and split the best constant answers to its tasks.
         doubts: per run_id what its predictions say otherwise than its record.
     """
 
     training: Mapping[str, Mapping]
     draws: Draws
+    constants: Mapping[tuple[str, str], Run]
     doubts: Mapping[str, list[str]]
 
 
@@ -63,7 +65,7 @@ def make(found: list[Block], beside: Beside, name: str, reference: str, *, older
         blocks, experts = list(group), beside.training.get(suite_id) or {}
         several, past = suite_id != main, suite_id != main and older
         for block in blocks:
-            made = tables.make(block, beside.draws, reference)
+            made = tables.make(block, beside.draws, reference, beside.constants.get((block.suite_id, block.split)))
             mend = None if past else where
             table = made.get("normalized")
             notes = [] if table is None else explained(block, table, reference, doubts=beside.doubts, where=mend)
@@ -134,7 +136,10 @@ def _draw(
     if table["average"].notna().any():
         scores = table.set_index("method")[[*tasks, "average", "worst"]]
         share = (scores.to_numpy() / 100).clip(0) ** 2  # squared: most differences lie near the top
+        dead = living.dead(made)
+        share[:, [tasks.index(task) for task in dead]] = np.nan
         note = f"{where} In % of the individual expert's score; darker is better."
+        note += f" Grey: the expert of {', '.join(dead)} is dead and counts in no average." if dead else ""
         yield "scores", plots.heat(scores, share, TITLES["scores"], note, apart=2)
         note = f"{where} Lines: 95 % bootstrap intervals over the scored examples; dashed: the bounds."
         yield "averages", plots.averages(table, methods, marks, TITLES["averages"], note)

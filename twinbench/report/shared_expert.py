@@ -6,24 +6,32 @@ import numpy as np
 import pandas as pd
 
 from twinbench.report import bootstrap
-from twinbench.report.blocks import Block, Row
+from twinbench.report.blocks import Block, Column, Row
 
 KEY, NONE = "shared.method", "pretrained"
 
 
-def shared(block: Block, draws: bootstrap.Draws) -> pd.DataFrame:
+def shared(block: Block, draws: bootstrap.Draws, counted: list[Column]) -> pd.DataFrame:
     """Normalized score of each row with a shared expert minus that of the row without (``shared.method=pretrained``:
     base + SVD of expert - base) that is equal to it otherwise, so at equal bytes of exclusive parts.
 
     Returns:
         ``method`` (the row with a shared expert), per task and for the ``average`` the difference in percentage points
-        with ``_low`` and ``_high`` of its paired 95 % interval over test examples, and ``p`` of the average.
+        with ``_low`` and ``_high`` of its paired 95 % interval over the scored examples, and ``p`` of the average,
+        corrected for the lines of the table; ``p_least``: it could be no smaller.
+
+    Args:
+        counted: the tasks that the average is over.
     """
     lines = []
     for rows in _alike(block.rows):
         without = next((row for row in rows if row.settings[KEY] == NONE), None)
-        lines += [_line(block, draws, row, without) for row in rows if without and row is not without]
-    return pd.DataFrame([line for line in lines if line])
+        lines += [_line(block, draws, row, without, counted) for row in rows if without and row is not without]
+    table = pd.DataFrame([line for line in lines if line])
+    if len(table):
+        table["p_least"] = table["p"] <= bootstrap.FLOOR
+        table["p"] = bootstrap.holm(table["p"].to_numpy())
+    return table
 
 
 def _alike(rows: list[Row]) -> list[list[Row]]:
@@ -36,9 +44,9 @@ def _alike(rows: list[Row]) -> list[list[Row]]:
     return list(groups.values())
 
 
-def _line(block: Block, draws: bootstrap.Draws, row: Row, without: Row) -> dict | None:
+def _line(block: Block, draws: bootstrap.Draws, row: Row, without: Row, counted: list[Column]) -> dict | None:
     line = {"method": row.label}
-    for name, columns in [*((task, [(task, metric)]) for task, metric in block.columns), ("average", block.columns)]:
+    for name, columns in [*((task, [(task, metric)]) for task, metric in block.columns), ("average", counted)]:
         sides = [bootstrap.averages(side.runs, block.individual, columns, draws) for side in (row, without)]
         if any(side is None for side in sides):
             return None

@@ -7,51 +7,60 @@ import numpy as np
 import pandas as pd
 
 from twinbench.records.record import LOWER, ROUTED_TO, ROUTER_ACCURACY, UPPER
-from twinbench.report import bootstrap, literature, shared_expert
+from twinbench.report import bootstrap, literature, living, shared_expert
 from twinbench.report.blocks import Block, Column, Row, Run, labels
 
 RATE = "s per 1000 rows"
+ALPHA = 0.05
 
 
-def make(block: Block, draws: bootstrap.Draws, reference: str) -> dict[str, pd.DataFrame]:
-    """The block's tables that have lines: normalized, raw, storage, time, router, secondary, experts, shared,
+def make(block: Block, draws: bootstrap.Draws, reference: str, constant: Run | None) -> dict[str, pd.DataFrame]:
+    """The block's tables that have lines: normalized, living, raw, storage, time, router, secondary, experts, shared,
     published, failed.
 
     Args:
         block: its rows, seeds still apart.
         draws: what ``bootstrap.draws`` gave.
         reference: label or method that differences are taken to.
+        constant: the best constant answer to each task, in ``draws`` too; None where no labels are known.
     """
-    table = normalized(block, draws, reference)
+    found = living.checked(block, draws, constant)
+    table = normalized(block, draws, reference, found)
     place = {label: position for position, label in enumerate(table["method"])}
     rows = sorted(block.rows, key=lambda row: place[row.label])
     tables = {
         "normalized": table,
-        "raw": raw(rows, block.columns),
+        "living": found.table,
+        "raw": raw(rows, block.columns, found.living),
         "storage": storage(rows),
         "time": time(rows),
-        "router": router(rows, block.columns),
+        "router": router(rows, block.columns, found.living),
         "secondary": secondary(rows),
         "experts": experts(block),
-        "shared": shared_expert.shared(block, draws),
+        "shared": shared_expert.shared(block, draws, found.living),
         "published": literature.published(block, table),
         "failed": failed(block),
     }
     return {name: table for name, table in tables.items() if len(table)}
 
 
-def normalized(block: Block, draws: bootstrap.Draws, reference: str) -> pd.DataFrame:
+def normalized(block: Block, draws: bootstrap.Draws, reference: str, experts: living.Experts) -> pd.DataFrame:
     """Scores in % of the individual expert's, per task, average and worst, against ``reference``; best average first.
 
-    The bounds stand first and last and have no rank. A task whose individual score is 0 or
-    less has no normalized score, and a row that lacks a task no average.
+    The bounds stand first and last and have no rank. A task whose individual score is 0 or less has no normalized
+    score, and a row that lacks a task no average. Averages are over the tasks of living experts. Rows whose averages no
+    test tells apart share a tier. ``p`` is corrected for the rows of the table; ``p_least``: it could be no smaller.
     """
-    against, bottoms = block.find(reference), normalizers(block)
-    samples = {row.label: bootstrap.averages(row.runs, block.individual, block.columns, draws) for row in block.rows}
-    lines = [_normalized_line(row, block.columns, bottoms) | {"reference": row is against} for row in block.rows]
+    against, bottoms, counted = block.find(reference), normalizers(block), experts.living
+    samples = {row.label: bootstrap.averages(row.runs, block.individual, counted, draws) for row in block.rows}
+    lines = []
+    for row in block.rows:
+        line = _normalized_line(row, block.columns, bottoms, counted) | {"reference": row is against}
+        lines.append(line | _corrected(row, block, experts, bottoms, draws))
     centre = next((line for line in lines if line["reference"]), {"method": None, "average": np.nan})
     for line in lines:
         line |= _uncertainty(line, centre, samples)
+    _correct(lines)
     place = {UPPER: 0, "": 1, LOWER: 2}
     lines.sort(key=lambda line: (place[line["role"]], np.isnan(line["average"]), -line["average"], line["method"]))
     ranked = [line["method"] for line in lines if not line["role"] and not np.isnan(line["average"])]
@@ -59,18 +68,58 @@ def normalized(block: Block, draws: bootstrap.Draws, reference: str) -> pd.DataF
     tasks = [task for task, _ in block.columns]
     spreads = [f"{name}_std" for name in [*tasks, "average"]] if any(line["seeds"] > 1 for line in lines) else []
     columns = ["method", "role", "reference", "seeds", *tasks, "average", "worst", "worst_task"]
-    columns += ["average_low", "average_high", "difference", "difference_low", "difference_high", "p", *spreads]
+    columns += ["average_low", "average_high", "corrected", "corrected_low", "corrected_high"]
+    columns += ["difference", "difference_low", "difference_high", "p", "p_least", *spreads]
     table = pd.DataFrame(lines, columns=columns)
     table.insert(0, "rank", pd.Series(ranks, dtype=object))  # whole numbers and None
+    tiers = _tiers(ranked, samples)
+    table.insert(1, "tier", pd.Series([tiers.get(method) for method in table["method"]], dtype=object))
     return table
 
 
-def _normalized_line(row: Row, columns: list[Column], bottoms: Mapping[Column, float]) -> dict:
+def _tiers(ranked: list[str], samples: Mapping[str, np.ndarray | None]) -> dict[str, int]:
+    """The tier of each label, best first: a new one begins where a row is significantly below the best of the last."""
+    found, tier = {}, 0
+    ranked = [label for label in ranked if samples[label] is not None]
+    while len(found) < len(ranked):
+        best, *rest = [label for label in ranked if label not in found]
+        tier += 1
+        found[best] = tier
+        p = [bootstrap.paired(samples[best], samples[label])[2] for label in rest]
+        for label, corrected in zip(rest, bootstrap.holm(np.array(p)), strict=True):
+            if corrected < ALPHA:
+                break
+            found[label] = tier
+    return found
+
+
+def _normalized_line(row: Row, columns: list[Column], bottoms: Mapping[Column, float], counted: list[Column]) -> dict:
     line = {"method": row.label, "role": row.role or "", "seeds": len(row.runs)}
-    line |= _cells([run.scores for run in row.runs], {column: column[0] for column in columns}, bottoms)
+    line |= _cells([run.scores for run in row.runs], {column: column[0] for column in columns}, bottoms, counted)
     whole = not np.isnan(line["average"])
-    worst = min((task for task, _ in columns), key=lambda task: line[task]) if whole else None
+    worst = min((task for task, _ in counted), key=lambda task: line[task]) if whole else None
     return line | {"worst_task": worst, "worst": line[worst] if whole else np.nan}
+
+
+def _corrected(
+    row: Row, block: Block, experts: living.Experts, bottoms: Mapping[Column, float], draws: bootstrap.Draws
+) -> dict:
+    """The row's average of (score - best constant) / (expert - best constant), in percent, with its interval."""
+    floor, counted = experts.constant, experts.living
+    if not floor or not counted or any(column not in floor.scores or column not in bottoms for column in counted):
+        return {}
+    scores = {column: [run.scores.get(column, np.nan) for run in row.runs] for column in counted}
+    shares = [(np.mean(scores[c]) - floor.scores[c]) / (bottoms[c] - floor.scores[c]) for c in counted]
+    samples = bootstrap.averages(row.runs, block.individual, counted, draws, floor)
+    low, high = (np.nan, np.nan) if samples is None else bootstrap.interval(samples)
+    return {"corrected": float(100 * np.mean(shares)), "corrected_low": low, "corrected_high": high}
+
+
+def _correct(lines: list[dict]) -> None:
+    """Put Holm's correction in place of each p, and say which could be no smaller."""
+    tested = [line for line in lines if "p" in line]
+    for line, p in zip(tested, bootstrap.holm(np.array([line["p"] for line in tested])), strict=True):
+        line["p"], line["p_least"] = float(p), line["p"] <= bootstrap.FLOOR
 
 
 def _uncertainty(line: Mapping, centre: Mapping, samples: Mapping[str, np.ndarray | None]) -> dict:
@@ -96,21 +145,22 @@ def normalizers(block: Block) -> dict[Column, float]:
     return found
 
 
-def raw(rows: list[Row], columns: list[Column]) -> pd.DataFrame:
-    """Primary scores in points (x100), columns headed ``task (metric)``."""
-    return _points([(row, [run.scores for run in row.runs]) for row in rows], _heads(columns))
+def raw(rows: list[Row], columns: list[Column], counted: list[Column]) -> pd.DataFrame:
+    """Primary scores in points (x100), columns headed ``task (metric)``; the average is over those ``counted``."""
+    return _points([(row, [run.scores for run in row.runs]) for row in rows], _heads(columns), counted)
 
 
-def router(rows: list[Row], columns: list[Column]) -> pd.DataFrame:
-    """Share in % of a task's test rows whose largest weight is on its own expert, for the rows that were routed."""
+def router(rows: list[Row], columns: list[Column], counted: list[Column]) -> pd.DataFrame:
+    """Share in % of a task's rows whose largest weight is on its own expert, for the rows that were routed."""
     heads = {(task, ROUTER_ACCURACY): task for task, _ in columns}
     routed = [row for row in rows if any(column in run.others for run in row.runs for column in heads)]
-    return _points([(row, [run.others for run in row.runs]) for row in routed], heads)
+    of_living = [(task, ROUTER_ACCURACY) for task, _ in counted]
+    return _points([(row, [run.others for run in row.runs]) for row in routed], heads, of_living)
 
 
-def _points(rows: list[tuple[Row, list[Mapping]]], heads: Mapping[Column, str]) -> pd.DataFrame:
+def _points(rows: list[tuple[Row, list[Mapping]]], heads: Mapping[Column, str], counted: list[Column]) -> pd.DataFrame:
     ones = dict.fromkeys(heads, 1.0)
-    lines = [{"method": row.label, "seeds": len(runs)} | _cells(runs, heads, ones) for row, runs in rows]
+    lines = [{"method": row.label, "seeds": len(runs)} | _cells(runs, heads, ones, counted) for row, runs in rows]
     names = [*heads.values(), "average"]
     spreads = [f"{name}_std" for name in names] if any(line["seeds"] > 1 for line in lines) else []
     return pd.DataFrame(lines, columns=["method", "seeds", *names, *spreads])
@@ -120,19 +170,26 @@ def _heads(columns: list[Column]) -> dict[Column, str]:
     return {(task, metric): f"{task} ({metric})" for task, metric in columns}
 
 
-def _cells(runs: list[Mapping[Column, float]], heads: Mapping[Column, str], ones: Mapping[Column, float]) -> dict:
-    """100 x score / one per column and their average, mean over runs; ``_std`` (ddof 1) where there are several runs.
+def _cells(
+    runs: list[Mapping[Column, float]],
+    heads: Mapping[Column, str],
+    ones: Mapping[Column, float],
+    counted: list[Column],
+) -> dict:
+    """100 x score / one per column, mean over runs, and the average of the columns that are counted.
 
-    NaN where a run lacks the column or ``ones`` does; the average then is NaN too.
+    ``_std`` (ddof 1) where there are several runs. NaN where a run lacks the column or ``ones`` does; the average is
+    NaN too if the column counts.
     """
+    count = [column in counted for column in heads]
     names = [*heads.values(), "average"]
     one = np.array([ones.get(column, np.nan) for column in heads])
     scores = np.array([[run.get(column, np.nan) for column in heads] for run in runs])
     means = 100 * (scores.mean(axis=0) / one)
-    cells = dict(zip(names, [*means.tolist(), float(np.mean(means)) if heads else np.nan], strict=True))
+    cells = dict(zip(names, [*means.tolist(), float(np.mean(means[count])) if any(count) else np.nan], strict=True))
     if len(runs) > 1:
         each = 100 * (scores / one)
-        each = np.column_stack([each, each.mean(axis=1)])
+        each = np.column_stack([each, each[:, count].mean(axis=1)])
         cells |= {f"{name}_std": std for name, std in zip(names, each.std(axis=0, ddof=1).tolist(), strict=True)}
     return cells
 
@@ -226,13 +283,13 @@ def experts(block: Block) -> pd.DataFrame:
     tasks, heads = [task for task, _ in block.columns], _heads(block.columns)
     rows = {row.settings["task"]: row for row in block.experts}
     names = sorted(rows, key=lambda name: (tasks.index(name) if name in tasks else len(tasks), name))
-    table = _points([(rows[name], [run.scores for run in rows[name].runs]) for name in names], heads)
+    table = _points([(rows[name], [run.scores for run in rows[name].runs]) for name in names], heads, list(heads))
     table.insert(0, "expert", names)
     return table[["expert", *heads.values()]]
 
 
 def confusion(row: Row, columns: list[Column]) -> pd.DataFrame | None:
-    """Share in % of each task's test rows (row) whose largest weight is on each expert (column); None if not routed."""
+    """Share in % of each task's rows (row) whose largest weight is on each expert (column); None if not routed."""
     tasks = [task for task, _ in columns]
     routed = dict.fromkeys(metric for run in row.runs for _, metric in run.others if metric.startswith(ROUTED_TO))
     names = [metric.removeprefix(ROUTED_TO) for metric in routed]

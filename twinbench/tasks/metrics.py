@@ -36,6 +36,16 @@ def score(metric: str, labels: np.ndarray, predictions: np.ndarray) -> float:
     return METRICS[metric](np.ones((len(labels), 1)), labels, predictions[None]).item()
 
 
+def best_constant(metric: str, labels: np.ndarray) -> float:
+    """The one answer for all rows that scores best: a class, or for a regression the mean, whose correlation is 0."""
+    labels = np.asarray(labels, dtype=float)
+    if metric in CORRELATIONS:
+        return float(labels.mean())
+    answers = np.unique(labels)
+    scores = METRICS[metric](np.ones((len(labels), 1)), labels, np.repeat(answers[:, None], len(labels), 1))
+    return float(answers[scores[:, 0].argmax()])
+
+
 def predictions(logits: np.ndarray, classes: bool) -> np.ndarray:
     """Logits (n, outputs) as class numbers, or as values where the task is a regression; (n,), float64."""
     return (logits.argmax(1) if classes else logits[:, 0]).astype("float64")
