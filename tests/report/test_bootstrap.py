@@ -98,7 +98,7 @@ def test_resampled_scores_spread_as_the_metric_does():
     wide = frame(n=400)
     right = float((wide["label"] == wide["prediction"]).mean())
     found = bootstrap.resample({"a": wide}, [TOPIC])["a", TOPIC]
-    assert found.shape == (bootstrap.SAMPLES,) == (1000,)
+    assert found.shape == (bootstrap.SAMPLES,) == (10_000,)
     assert found.mean() == pytest.approx(right, abs=0.004)
     assert found.std() == pytest.approx(np.sqrt(right * (1 - right) / 400), rel=0.1)
     assert set(np.round(found * 400)) <= set(range(401)), "each resample has as many examples as there are"
@@ -120,22 +120,22 @@ def test_runs_share_their_draws_and_tasks_do_not():
 
 def test_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
     whole = np.hstack(list(bootstrap._counts("topic", N)))
-    assert whole.shape == (N, 1000) and (whole.sum(axis=0) == N).all() and whole.max() < 12
+    assert whole.shape == (N, 10_000) and (whole.sum(axis=0) == N).all() and whole.max() < 12
     assert next(bootstrap._counts("topic", 2_000_000)).shape == (2_000_000, 2), "no more than 32 MB at once"
     monkeypatch.setattr(bootstrap, "CELLS", 7 * N)
     pieces = list(bootstrap._counts("topic", N))
-    assert [piece.shape[1] for piece in pieces] == [7] * 142 + [6]
+    assert [piece.shape[1] for piece in pieces] == [7] * 1428 + [4]
     assert all((piece.sum(axis=0) == N).all() for piece in pieces)
     assert len({piece.tobytes() for piece in pieces}) == len(pieces), "no piece repeats another's draws"
     monkeypatch.setattr(bootstrap, "CELLS", 1)
-    assert [piece.shape[1] for piece in bootstrap._counts("topic", N)] == [1] * 1000
+    assert [piece.shape[1] for piece in bootstrap._counts("topic", N)] == [1] * 10_000
 
 
 def test_every_example_is_drawn_as_often_and_every_report_has_the_same_draws():
     whole = np.hstack(list(bootstrap._counts("topic", N)))
-    assert whole.sum(axis=1) == pytest.approx(np.full(N, 1000), rel=0.15)
+    assert whole.sum(axis=1) == pytest.approx(np.full(N, 10_000), rel=0.05)
     assert whole.var() == pytest.approx(1 - 1 / N, rel=0.05), "with replacement"
-    assert whole[:12, 0].tolist() == [1, 1, 2, 0, 0, 0, 2, 2, 2, 2, 0, 1]
+    assert whole[:12, 0].tolist() == [1, 1, 0, 0, 1, 0, 3, 3, 3, 1, 2, 1]
 
 
 def test_examples_are_paired_by_row_whatever_the_order_of_the_file():
@@ -193,7 +193,7 @@ def test_each_suite_and_split_is_resampled_by_itself():
     """Blocks of one suite_id and split share what they are compared by; other suites have other rows."""
     shorter = frame(n=N - 5)
     frames = {"a": frame(), "b": frame(seed=2), "c": shorter, "d": shorter.assign(label=0.0)}
-    found = bootstrap.draws(
+    found, constants = bootstrap.draws(
         frames,
         [
             block("new", [TOPIC], "a", "lost"),
@@ -202,7 +202,8 @@ def test_each_suite_and_split_is_resampled_by_itself():
             block("old", [TOPIC], "d"),
         ],
     )
-    assert {run_id for run_id, _ in found} == set("abcd")
+    assert {run_id for run_id, _ in found} == {*"abcd", *(run.run_id for run in constants.values())}
+    assert constants.keys() == {("new", "test"), ("new", "validation"), ("old", "test")}
     with pytest.raises(ValueError, match="cannot pair"):
         bootstrap.draws(frames, [block("new", [TOPIC], "a"), block("new", [TOPIC], "c", protocol="blind")])
 

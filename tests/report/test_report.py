@@ -123,13 +123,13 @@ def test_missing_task_gives_an_empty_cell_and_no_average(results):
     assert (cells["mood"], cells["average"], cells["95 % interval"]) == ("", "", "")
 
 
-def test_normalizer_of_zero_or_less_leaves_the_cell_empty(tmp_path):
+def test_an_expert_of_zero_or_less_leaves_the_cell_empty_and_its_task_out_of_the_average(tmp_path):
     upside_down = guess(0.9) | {"mood": -truth()["mood"]}
     add_run(tmp_path, "a0", "individual", upside_down)
     add_run(tmp_path, "a1", "average", guess(0.5))
     found = table(tmp_path)
-    assert found[["mood", "average"]].isna().all(axis=None)
-    assert found.loc["individual", "topic"] == 100.0
+    assert found["mood"].isna().all() and found.loc["individual", ["topic", "average"]].tolist() == [100, 100]
+    assert found.loc["average", "average"] == pytest.approx(found.loc["average", [*TASKS]].drop("mood").mean())
     assert "Not normalized: mood" in notes(tmp_path)
 
 

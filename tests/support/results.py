@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from twinbench.report import blocks, bootstrap, read, tables
+from twinbench.report import blocks, bootstrap, living, read, tables
 from twinbench.report.notes import notes as explained
 from twinbench.tasks.metrics import score
 
@@ -90,8 +90,13 @@ def computed(results: Path, reference: str = "twin_merging") -> dict[tuple[str, 
     """Tables per (suite_id, protocol), without writing or drawing anything."""
     found = blocks.blocks(read.chosen(results, "toy", None))
     frames, _ = read.predictions(results, found)
-    draws = bootstrap.draws(frames, found)
-    return {(block.suite_id, block.protocol): tables.make(block, draws, reference) for block in found}
+    draws, constants = bootstrap.draws(frames, found)
+    return {
+        (block.suite_id, block.protocol): tables.make(
+            block, draws, reference, constants.get((block.suite_id, block.split))
+        )
+        for block in found
+    }
 
 
 def table(results: Path, name: str = "normalized", reference: str = "twin_merging") -> pd.DataFrame:
@@ -104,7 +109,9 @@ def notes(results: Path) -> str:
     """What is said of the empty cells of the first block."""
     block, *_ = blocks.blocks(read.chosen(results, "toy", None))
     frames, doubts = read.predictions(results, [block])
-    table = tables.normalized(block, bootstrap.draws(frames, [block]), "ties")
+    draws, constants = bootstrap.draws(frames, [block])
+    experts = living.checked(block, draws, constants.get((block.suite_id, block.split)))
+    table = tables.normalized(block, draws, "ties", experts)
     return "\n".join(explained(block, table, "ties", doubts=doubts, where="results_dir=R"))
 
 

@@ -79,7 +79,7 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
 
 def _p(table: pd.DataFrame) -> list[str]:
     """Each p, with ≤ where so many resamples can show no smaller one."""
-    least = table["p_least"].fillna(False).astype(bool)
+    least = table["p_least"] == True  # noqa: E712 (a row without a p has none)
     return [f"≤ {cell}" if floor else cell for cell, floor in zip(_column(table, "p", _four), least, strict=True)]
 
 
