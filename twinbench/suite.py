@@ -28,6 +28,8 @@ class Task:
         splits: ``train`` (experts), ``validation`` (held out of the training data, for routers and choices), ``test``,
             and under other names what is scored beside it.
         head: for a task without an expert of its own, the task whose head scores it; None: its own expert's.
+        probe: it has no expert and no head; a linear probe on the merged model's features, fitted on ``train``, scores
+            it.
         harness: per split what else scores it; None: labels and predictions are all.
         subsets: per split that does not hold all documents which of them it holds, in words.
     """
@@ -39,6 +41,7 @@ class Task:
     max_length: int
     splits: Mapping[str, pd.DataFrame]
     head: str | None = None
+    probe: bool = False
     harness: Mapping[str, Any] | None = None
     subsets: Mapping[str, str] = field(default_factory=dict)
 

@@ -220,6 +220,9 @@ def check_export(job: Job, folder: Path, suite: Mapping) -> None:
     if not workload(suite).EXPORTED:
         words = f"python -m twinbench.merge method={job.method}"
         raise Mistake(f"export writes classifiers; {words} merges models of workload={kind} to disk")
+    probed = [name for name, task in suite["tasks"].items() if task.get("probe")]
+    if probed:
+        raise Mistake(f"export writes each task's head, and {', '.join(probed)} has none: leave it out of suite.only")
     if PROTOCOLS[job.protocol].gold_biases:
         said = f"protocol={job.protocol} keeps every task's own biases, so there is no one model to export"
         raise Mistake(f"{said}; use {NORMALIZER}")

@@ -59,15 +59,17 @@ def merged(suite: Mapping) -> list[str]:
 
 
 def own_experts(suite: Mapping) -> list[str]:
-    """The tasks with an expert of their own; the others name the task whose head scores them.
+    """The tasks with an expert of their own; the others name the task whose head scores them, or have a linear probe.
 
     Raises:
-        ValueError: such a task names one that has no expert either.
+        ValueError: a task names one that has no expert either, or has a probe, too.
     """
-    own = [name for name, task in suite["tasks"].items() if task.get("head") is None]
+    own = [name for name, task in suite["tasks"].items() if task.get("head") is None and not task.get("probe")]
     for name, task in suite["tasks"].items():
-        if name not in own:
+        if task.get("head") is not None:
             one_of(f"head of task {name}", task["head"], own)
+            if task.get("probe"):
+                raise Mistake(f"task {name}: set one of head and probe, and leave out the other")
     return own
 
 

@@ -21,7 +21,7 @@ class Spec:
     """What a task file says beside where its rows come from.
 
     Attributes:
-        columns, classes, metrics, max_length, head: as in `Task`; ``classes`` is null for a regression.
+        columns, classes, metrics, max_length, head, probe: as in `Task`; ``classes`` is null for a regression.
         rows: of train, validation and test; None takes what is there (for train: what validation leaves).
     """
 
@@ -31,6 +31,7 @@ class Spec:
     max_length: int
     rows: Mapping[str, int | None]
     head: str | None = None
+    probe: bool | None = None
 
 
 def read(
@@ -79,7 +80,7 @@ def load_task(
     scored = {split: frame.iloc[:limit] for split, frame in {"test": splits["test"], **further}.items()}
     splits = {split: frame.reset_index(drop=True) for split, frame in (splits | scored).items()}
     kinds = tuple(classes) if classes else None
-    return Task(name, tuple(columns), kinds, tuple(spec.metrics), spec.max_length, splits, spec.head)
+    return Task(name, tuple(columns), kinds, tuple(spec.metrics), spec.max_length, splits, spec.head, bool(spec.probe))
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, task: Task, split: str, count: int):

@@ -13,6 +13,7 @@ from twinbench.weights.expert import bare, check_vocabulary, encoder, in_pooler,
 from twinbench.weights.pretrained import new_model, open_pretrained
 from twinbench.weights.state_dict import Layout, StateDict, check_finite, check_same_layout, layout, read_checkpoint
 from twinbench.workloads.classification.class_order import class_order
+from twinbench.workloads.classification.probe import Pooled
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -73,7 +74,12 @@ def module(suite: Suite, device: str) -> nn.Module:
 
 
 def classifier(suite: Suite, task: str, module: nn.Module) -> nn.Module:
-    """The task's sequence classifier: its expert's head on the given backbone, which it shares and does not copy."""
+    """The task's sequence classifier: its expert's head on the given backbone, which it shares and does not copy.
+
+    Of a probed task it is the backbone, whose features stand in the place of logits.
+    """
+    if suite.tasks[task].probe:
+        return Pooled(module)
     model = _skeleton(suite.base_folder, outputs(suite.tasks[task]))
     setattr(model, model.base_model_prefix, module)
     head = {name: tensor.to(module.device) for name, tensor in suite.heads[task].items()}

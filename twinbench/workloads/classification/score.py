@@ -17,6 +17,7 @@ from twinbench.routing.learned import Setting, applied
 from twinbench.tasks.metrics import predictions
 from twinbench.tasks.metrics import score as metric_score
 from twinbench.workbench import Workbench, merged
+from twinbench.workloads.classification import probe
 from twinbench.workloads.classification.open import classifier
 
 
@@ -33,15 +34,24 @@ def score(
         The task's metrics, the primary one first; row, label and prediction of every row; the seconds of the pass; and
         nothing more for the records.
     """
-    key = "logits", setting, task, split
-    logits, seconds = bench.remember(key, lambda: _forward(bench, setting, task, split))
     spec = bench.suite.tasks[task]
-    labels, prediction = spec.labels(split).astype(float), predictions(logits.numpy(), spec.classes is not None)
+    logits, seconds = _logits(bench, setting, task, split)
+    labels, classes = spec.labels(split).astype(float), spec.classes is not None
+    if spec.probe:
+        train, _ = _logits(bench, setting, task, "train")
+        prediction = probe.predictions(train.numpy(), spec.labels("train"), logits.numpy(), classes)
+    else:
+        prediction = predictions(logits.numpy(), classes)
     if chosen is not None:
         astray = -1.0 if spec.classes else float(spec.labels("train").mean())
         prediction = np.where(chosen != task, astray, prediction)
     frame = pd.DataFrame({"row": range(len(prediction)), "label": labels, "prediction": prediction})
     return {metric: metric_score(metric, labels, prediction) for metric in spec.metrics}, frame, seconds, {}
+
+
+def _logits(bench: Workbench, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
+    """`_forward`, remembered."""
+    return bench.remember(("logits", setting, task, split), lambda: _forward(bench, setting, task, split))
 
 
 def _forward(bench: Workbench, setting: Setting, task: str, split: str) -> tuple[Tensor, float]:
