@@ -163,6 +163,11 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
+def corrected(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with Holm's correction in place of each ``p``; ``p_least``: the resamples can show no smaller one."""
+    return table.assign(p=holm(table["p"].to_numpy()), p_least=table["p"] <= FLOOR) if len(table) else table
+
+
 def _aligned(frames: "Mapping[str, pd.DataFrame]", task: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Run ids, labels (n,) and predictions (runs, n) of a task, examples in the order of ``row``."""
     runs, predictions, rows, labels = [], [], None, None

@@ -65,6 +65,13 @@ TABLES = (
         differences,
     ),
     Table(
+        "unseen",
+        "Above the unmerged base, on tasks without an expert (points)",
+        "Score of the row minus that of the base, ×100, each scored by its own linear probe or by another task's head. "
+        "* marks a paired 95 % bootstrap interval over the scored examples without 0. p is Holm's for the table.",
+        differences,
+    ),
+    Table(
         "storage",
         "Storage (MB) and data needs",
         "Bytes written / 10⁶. Exclusive parts stored dense take as much as an expert each, also where the "

@@ -27,11 +27,7 @@ def shared(block: Block, draws: bootstrap.Draws, counted: list[Column]) -> pd.Da
     for rows in _alike(block.rows):
         without = next((row for row in rows if row.settings[KEY] == NONE), None)
         lines += [_line(block, draws, row, without, counted) for row in rows if without and row is not without]
-    table = pd.DataFrame([line for line in lines if line])
-    if len(table):
-        table["p_least"] = table["p"] <= bootstrap.FLOOR
-        table["p"] = bootstrap.holm(table["p"].to_numpy())
-    return table
+    return bootstrap.corrected(pd.DataFrame([line for line in lines if line]))
 
 
 def _alike(rows: list[Row]) -> list[list[Row]]:

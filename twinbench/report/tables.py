@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from twinbench.records.record import LOWER, ROUTED_TO, ROUTER_ACCURACY, UPPER
-from twinbench.report import bootstrap, literature, living, shared_expert
+from twinbench.report import bootstrap, literature, living, shared_expert, unseen
 from twinbench.report.blocks import Block, Column, Row, Run, labels
 
 RATE = "s per 1000 rows"
@@ -16,7 +16,7 @@ ALPHA = 0.05
 
 def make(block: Block, draws: bootstrap.Draws, reference: str, constant: Run | None) -> dict[str, pd.DataFrame]:
     """The block's tables that have lines: normalized, living, raw, storage, time, router, secondary, experts, shared,
-    published, failed.
+    unseen, published, failed.
 
     Args:
         block: its rows, seeds still apart.
@@ -38,6 +38,7 @@ def make(block: Block, draws: bootstrap.Draws, reference: str, constant: Run | N
         "secondary": secondary(rows),
         "experts": experts(block),
         "shared": shared_expert.shared(block, draws, found.living),
+        "unseen": unseen.unseen(block, draws),
         "published": literature.published(block, table),
         "failed": failed(block),
     }
