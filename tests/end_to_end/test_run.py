@@ -460,7 +460,8 @@ def test_an_experiment_reports_its_own_runs_and_chooses_on_the_validation_split(
     assert "## strict protocol, validation split" in text
     assert "average" not in {line.split("|")[2].strip() for line in text.splitlines() if line.startswith("|")}
     before = {file.name: file.read_bytes() for file in (results / "reports" / "curve").rglob("*.*")}
-    assert "strict_validation_curve_scaling.svg" in before
+    assert "strict_validation_normalized.csv" in before
+    assert "counts in no average" in text.partition("Is each expert alive")[0], "the family's experts know nothing"
     again = [sys.executable, "-m", "twinbench.report", "experiment=curve", f"results_dir={results}"]
     subprocess.run(again, cwd=ROOT, env=OS_ENVIRON, check=True, capture_output=True)
     assert before == {file.name: file.read_bytes() for file in (results / "reports" / "curve").rglob("*.*")}

@@ -51,6 +51,7 @@ APART = [
 OTHER = {
     "protocol": "blind",
     "split": "validation",
+    "precision": "bfloat16",
     "device": "cpu",
     "workbench_bytes": 10**9,
     "results_dir": "elsewhere",

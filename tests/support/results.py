@@ -112,7 +112,8 @@ def notes(results: Path) -> str:
     draws, constants = bootstrap.draws(frames, [block])
     experts = living.checked(block, draws, constants.get((block.suite_id, block.split)))
     table = tables.normalized(block, draws, "ties", experts)
-    return "\n".join(explained(block, table, "ties", doubts=doubts, where="results_dir=R"))
+    dead = living.dead({"living": experts.table} if len(experts.table) else {})
+    return "\n".join(explained(block, table, "ties", dead=dead, doubts=doubts, where="results_dir=R"))
 
 
 def raw(predictions: dict[str, np.ndarray]) -> dict[str, float]:

@@ -29,6 +29,7 @@ SEEDS = 2**32  # numpy takes no larger ones
 SETTINGS = (
     "seed",
     "device",
+    "precision",
     "batch_size",
     "workbench_bytes",
     "results_dir",

@@ -9,15 +9,26 @@ from twinbench.report.tables import normalizers
 
 
 def notes(
-    block: Block, table: pd.DataFrame, reference: str, *, doubts: Mapping[str, Sequence[str]], where: str | None
+    block: Block,
+    table: pd.DataFrame,
+    reference: str,
+    *,
+    dead: Sequence[str],
+    doubts: Mapping[str, Sequence[str]],
+    where: str | None,
 ) -> list[str]:
     """Why cells of the normalized ``table`` are empty, one note each; commands stand in backticks.
 
     Args:
+        dead: the tasks whose experts are dead.
         doubts: per run_id what its predictions say otherwise than its record (``read.predictions``).
         where: the setting ``results_dir=…``; None for older results, which no command can add to.
     """
     found = _normalizing(block, where) + _incomplete(block)
+    if dead:
+        left = "" if len(dead) < len(block.columns) else " No expert is alive, so there is no average."
+        them = f"Dead: the expert of {', '.join(dead)} does not significantly beat the best constant answer"
+        found.append(f"{them}; the task counts in no average.{left}")
     if block.outdated:
         older = ", ".join(f"seed {record['seed']} of {label}" for label, record in block.outdated)
         found.append(f"Left out: {older}. The source of its method has changed since, and other seeds have newer runs.")
@@ -31,7 +42,7 @@ def notes(
             f"No interval for {', '.join(table.loc[bare, 'method'])}: per-example predictions are missing or not used, "
             "a metric is not one of labels and predictions, or an individual score is 0 or less in some resample."
         )
-    short = table["average"].isna() & bool(normalizers(block))
+    short = table["average"].isna() & bool(normalizers(block)) & (len(dead) < len(block.columns))
     if short.any():
         found.append(f"No average for {', '.join(table.loc[short, 'method'])}: not every task has a normalized score.")
     if len(table) and not table["reference"].any():

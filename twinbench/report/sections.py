@@ -68,7 +68,7 @@ def make(found: list[Block], beside: Beside, name: str, reference: str, *, older
             made = tables.make(block, beside.draws, reference, beside.constants.get((block.suite_id, block.split)))
             mend = None if past else where
             table = made.get("normalized")
-            notes = [] if table is None else explained(block, table, reference, doubts=beside.doubts, where=mend)
+            notes = [] if table is None else _notes(block, made, reference, beside, mend)
             heading = (f"{block.suite}: " if len(suites) > 1 else "") + _heading(block, several)
             section = Section(heading, PROTOCOLS[block.protocol].sentence, _slug(block, several), past, made, notes, {})
             if not past:
@@ -76,6 +76,12 @@ def make(found: list[Block], beside: Beside, name: str, reference: str, *, older
             sections.append(section)
         sections += _suite(blocks, experts, name, several=several, older=past)
     return sections
+
+
+def _notes(
+    block: Block, made: Mapping[str, pd.DataFrame], reference: str, beside: Beside, where: str | None
+) -> list[str]:
+    return explained(block, made["normalized"], reference, dead=living.dead(made), doubts=beside.doubts, where=where)
 
 
 def _suite(
