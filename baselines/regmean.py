@@ -33,7 +33,8 @@ def merge(
     Args:
         rows: training rows of each expert's task that its layers' inputs are taken from.
         scaling: factor of the off-diagonal elements of each G_t, in [0, 1].
-        ridge: added to the diagonal of the sum of G_t, as a share of that diagonal's mean; above 0.
+        ridge: added to the diagonal of the sum of G_t, as a share of that diagonal's mean; above 0. Ten times as much,
+            and so on, where rounding leaves the sum without a Cholesky factor.
         gram: from an expert and the number of rows, G_t (d_in, d_in) by the name of the layer's weight (d_out, d_in).
 
     Raises:
@@ -55,9 +56,22 @@ def merge(
             own = grams[expert][name].double()
             own = torch.lerp(own.diagonal().diag(), own, scaling)
             total, pulled = total + own, pulled + (state[name].double() - mean) @ own
-        total.diagonal().add_(ridge * (float(total.diagonal().mean()) or 1.0))  # adds nothing to the sum of `pulled`
-        solved = torch.cholesky_solve(pulled.T, torch.linalg.cholesky(total)).T
+        solved = torch.cholesky_solve(pulled.T, _factor(total, ridge * (float(total.diagonal().mean()) or 1.0))).T
         return (mean + solved).to(base[name].dtype).contiguous()
 
     known = {name for name in base if all(name in own for own in grams.values())}
     return Merged(StateDict(base, lambda name: regressed(name) if name in known else averaged[name]))
+
+
+def _factor(total: Tensor, ridge: float) -> Tensor:
+    """The Cholesky factor of ``total + ridge``; of the smallest ridge * 10^k with which rounding leaves it positive.
+
+    Raises:
+        ValueError: the matrix is not finite.
+    """
+    while ridge < float("inf"):
+        found, failed = torch.linalg.cholesky_ex(total + ridge * torch.eye(len(total), dtype=total.dtype))
+        if not failed:
+            return found
+        ridge *= 10
+    raise ValueError("a sum of Gram matrices is not finite")

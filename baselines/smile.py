@@ -9,9 +9,9 @@ Every linear layer becomes a small mixture, for each token by itself, and nothin
 U_i S_i V_i^T is the truncated SVD of tau_i = W_i - W_0. The paper's k is ``rank``, its k_gate ``gate_rank``, its K
 ``top_k``. All other tensors, embeddings and norms among them, stay those of the base.
 
-A linear layer's weight is here a matrix named ``*.weight`` without a word of `TABLES` in its name, which embeddings
-have in common; a bias is its if it has the same name with ``bias``. A name that misleads is refused when the model
-runs. A layer whose weight and bias no expert changes has no gate.
+A linear layer's weight is here a matrix named ``MODULE.weight`` whose module is not called like those in `TABLES`,
+which are embeddings; a bias is its if it has the same name with ``bias``. If such a module is no linear layer, the run
+is refused. A layer whose weight and bias no expert changes has no gate.
 
 Departures from the authors' code: singular values that are rounding, as `torch.linalg.matrix_rank` judges them, give
 the gate no direction, where the code takes arbitrary ones; a layer of which only the bias changes is kept, where the
@@ -30,7 +30,18 @@ from twinbench.weights.parts import LowRank, Part
 from twinbench.weights.state_dict import StateDict
 
 ROUTE = "layer"
-TABLES = ("embed", "wte", "wpe", "relative_attention_bias")  # in names of matrices whose rows are looked up
+# How the modules are called whose rows are looked up: no linear layers.
+TABLES = (
+    "embed",
+    "embedding",
+    "embeddings",
+    "embed_tokens",
+    "embed_positions",
+    "wte",
+    "wpe",
+    "shared",
+    "relative_attention_bias",
+)
 
 
 def merge(
@@ -78,7 +89,8 @@ def merge(
 
 def is_linear(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is the weight of a linear layer, by its name and its shape."""
-    return name.endswith(".weight") and tensor.dim() == 2 and not any(word in name for word in TABLES)
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    return name.endswith(".weight") and tensor.dim() == 2 and not module.endswith(TABLES)
 
 
 def bias_of(name: str) -> str:

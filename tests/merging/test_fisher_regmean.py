@@ -41,8 +41,9 @@ def test_fisher_is_the_weighted_average_written_out():
     found["task1"] = {name: 10 * tensor for name, tensor in found["task1"].items()}
     norms = {e: math.sqrt(sum(float((t**2).sum()) for t in own.values())) for e, own in found.items()}
     for normalize in (False, True):
+        least = 0.01 * (sum(1 / norm for norm in norms.values()) / len(norms) if normalize else 1)
         weights = {
-            e: {n: (t + 0.01) / (norms[e] if normalize else 1) for n, t in own.items()} for e, own in found.items()
+            e: {n: t / (norms[e] if normalize else 1) + least for n, t in own.items()} for e, own in found.items()
         }
         wanted = {
             n: sum(weights[e][n] * experts[e][n] for e in experts) / sum(weights[e][n] for e in experts) for n in base
@@ -53,6 +54,18 @@ def test_fisher_is_the_weighted_average_written_out():
         fisher_merged(base, experts, scaled, normalize=True, ridge=1e-12),
         fisher_merged(base, experts, found, normalize=True, ridge=1e-12),
         1e-5,
+    )
+
+
+def test_where_no_expert_has_information_the_average_is_left_however_their_norms_differ():
+    base, experts = models()
+    found = {expert: information(base, expert) for expert in experts}
+    for scale, own in zip((1e-8, 1.0, 1e3), found.values(), strict=True):
+        own["up.weight"] = torch.zeros_like(own["up.weight"])
+        own.update({name: scale * tensor for name, tensor in own.items()})
+    merged = fisher_merged(base, experts, found, normalize=True, ridge=1e-6)
+    assert_same(
+        {"up.weight": merged["up.weight"]}, {"up.weight": average.merge(base, experts).shared["up.weight"]}, 1e-6
     )
 
 
@@ -143,6 +156,25 @@ def test_the_ridge_of_regmean_is_a_share_of_the_inputs():
     larger = {expert: {name: 1e4 * tensor for name, tensor in own.items()} for expert, own in found.items()}
     one, other = (regmean_merged(base, experts, given, ridge=1e-2) for given in (found, larger))
     assert_same(one, other, 1e-5)
+
+
+def test_grams_of_few_tokens_with_a_large_mean_are_regressed_all_the_same():
+    """Rounding of float32 leaves such a sum without a Cholesky factor at a small ridge."""
+    torch.manual_seed(0)
+    shape = (6, 96)
+    base = {"w.weight": torch.randn(shape)}
+    experts = {f"t{k}": {"w.weight": base["w.weight"] + 0.1 * torch.randn(shape)} for k in range(3)}
+    found = {}
+    for expert in experts:
+        inputs = torch.randn(8, shape[1]) + 30
+        found[expert] = {"w.weight": inputs.T @ inputs / 8}
+    total = sum(own["w.weight"].double() for own in found.values())
+    assert torch.linalg.cholesky_ex(total + 1e-9 * total.diagonal().mean() * torch.eye(96))[1]
+    merged = regmean_merged(base, experts, found, ridge=1e-9)["w.weight"]
+    assert torch.isfinite(merged).all()
+    found["t0"]["w.weight"][0, 0] = torch.nan
+    with pytest.raises(ValueError, match="a sum of Gram matrices is not finite"):
+        regmean_merged(base, experts, found)["w.weight"]
 
 
 def test_a_layer_that_one_expert_has_no_inputs_of_is_averaged():

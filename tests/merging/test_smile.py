@@ -145,3 +145,22 @@ def test_a_basis_that_remembers_is_asked():
     for matrix in asked:
         assert any(torch.equal(matrix, other) for other in wanted)
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "linear"),
+    [
+        ("embeddings.word_embeddings.weight", False),
+        ("encoder.relative_attention_bias.weight", False),
+        ("model.embed_tokens.weight", False),
+        ("transformer.wte.weight", False),
+        ("shared.weight", False),
+        ("embeddings_project.weight", True),  # ELECTRA's
+        ("encoder.embedding_hidden_mapping_in.weight", True),  # ALBERT's
+        ("encoder.layer.0.attention.self.query.weight", True),
+        ("encoder.layer.0.attention.self.query.bias", False),
+    ],
+)
+def test_embeddings_are_told_by_their_modules_own_name(name, linear):
+    assert smile.is_linear(name, torch.zeros(2, 3)) is linear
+    assert not smile.is_linear(name, torch.zeros(3))
