@@ -19,7 +19,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_grid_plans(experiment, tmp_path, monkeypatch):
-    for task in ("sick", "bbq"):  # those that are not on the hub in a layout that is read
+    for task in ("sick", "bbq", "trec", "ag_news", "wnli"):  # those that are read from a folder alone
         (tmp_path / task).mkdir()
         pd.DataFrame({"label": [0]}).to_parquet(tmp_path / task / "test.parquet")
     monkeypatch.setenv("TWINBENCH_DATA", str(tmp_path))
