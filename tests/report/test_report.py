@@ -143,7 +143,7 @@ def test_csv_has_full_precision(report):
 
 
 def test_storage_time_and_router_tables(results):
-    assert list(table(results, "storage").loc["ties"]) == [1_000_001, 500_000, 7, 1_500_008, "nothing"]
+    assert list(table(results, "storage").loc["ties"]) == [1_000_001, 500_000, 7, 1_500_008, "nothing", 0]
     assert list(table(results, "time").loc["ties"])[:4] == [1.5, 4.0, 0.5 * len(TASKS), 2.0 * len(TASKS)]
     router = table(results, "router")
     assert list(router.index) == ["twin_merging (router=mlp)"]
@@ -170,7 +170,25 @@ def test_storage_says_how_exclusive_parts_are_stored_where_the_records_do(result
         "9.00",
         "dense",
         "nothing",
+        "0",
     ]
+
+
+def test_a_row_says_how_many_settings_were_tried_on_held_out_rows_of_the_same_experts(tmp_path):
+    """A limit on the test or another name is another suite_id; other experts are another matter."""
+
+    def tried(run_id: str, density: float, suite_id: str, **fields) -> None:
+        fields = {"split": "validation", "expert": "one"} | fields
+        add_run(tmp_path, run_id, "ties", guess(0.6), params={"density": density}, suite_id=suite_id, **fields)
+
+    add_run(tmp_path, "a0", "individual", guess(0.95), router={"name": "oracle"}, expert="one")
+    tried("t0", 0.1, "new", split="test")
+    tried("v0", 0.1, "other name", suite="elsewhere", seed=0)
+    tried("v1", 0.1, "other name", suite="elsewhere", seed=1)
+    tried("v2", 0.2, "new")
+    tried("v3", 0.3, "other experts", expert="two")
+    found = table(tmp_path, "storage")["settings tried"]
+    assert (found["ties"], found["individual"]) == (2, 0)
 
 
 def test_a_row_says_what_data_it_reads(results):

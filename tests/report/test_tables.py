@@ -139,8 +139,8 @@ def test_router_accuracy_is_of_rows_that_were_routed():
 def test_storage_is_the_mean_over_seeds_and_its_sum():
     big = run("x")
     big.records[0].update(shared_bytes=12, exclusive_bytes=5, router_bytes=3)
-    found = tables.storage([row("twin", run("y"), big), row("ties", run("z"))])
-    assert found.to_numpy().tolist() == [["twin", 10, 4, 2, 16, "nothing"], ["ties", 8, 4, 2, 14, "nothing"]]
+    found = tables.storage([row("twin", run("y"), big), row("ties", run("z"))], {"twin": 3, "ties": 0})
+    assert found.to_numpy().tolist() == [["twin", 10, 4, 2, 16, "nothing", 3], ["ties", 8, 4, 2, 14, "nothing", 0]]
 
 
 def test_secondary_metrics_are_raw_means_over_the_seeds_that_have_them():
@@ -193,7 +193,7 @@ def test_a_failure_is_told_by_the_first_line_that_says_something():
 def test_tables_that_have_lines_are_made_under_their_names(whole):
     failed = (("della", {"seed": 0, "error": "x"}),)
     expert = row("expert", run("e", 0.5, 0.5), task="a")
-    found = tables.make(replace(whole, failed=list(failed), experts=[expert]), {}, "ties", None)
+    found = tables.make(replace(whole, failed=list(failed), experts=[expert]), {}, "ties", None, {})
     assert list(found) == ["normalized", "living", "raw", "storage", "time", "experts", "failed"]
     order = found["normalized"]["method"].tolist()
     assert all(found[name]["method"].tolist() == order for name in ("raw", "storage", "time"))

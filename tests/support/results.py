@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from twinbench.records import store
 from twinbench.report import blocks, bootstrap, living, read, tables
 from twinbench.report.notes import notes as explained
 from twinbench.tasks.metrics import score
@@ -88,12 +89,13 @@ def fill(tmp_path: Path) -> Path:
 
 def computed(results: Path, reference: str = "twin_merging") -> dict[tuple[str, str], dict[str, pd.DataFrame]]:
     """Tables per (suite_id, protocol), without writing or drawing anything."""
-    found = blocks.blocks(read.chosen(results, "toy", None))
+    rows = store.latest(store.read(results))
+    found = blocks.blocks(read.chosen(rows, results, "toy", None))
     frames, _ = read.predictions(results, found)
     draws, constants = bootstrap.draws(frames, found)
     return {
         (block.suite_id, block.protocol): tables.make(
-            block, draws, reference, constants.get((block.suite_id, block.split))
+            block, draws, reference, constants.get((block.suite_id, block.split)), read.tried(rows)
         )
         for block in found
     }
@@ -107,7 +109,7 @@ def table(results: Path, name: str = "normalized", reference: str = "twin_mergin
 
 def notes(results: Path) -> str:
     """What is said of the empty cells of the first block."""
-    block, *_ = blocks.blocks(read.chosen(results, "toy", None))
+    block, *_ = blocks.blocks(read.chosen(store.latest(store.read(results)), results, "toy", None))
     frames, doubts = read.predictions(results, [block])
     draws, constants = bootstrap.draws(frames, [block])
     experts = living.checked(block, draws, constants.get((block.suite_id, block.split)))

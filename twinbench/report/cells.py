@@ -19,6 +19,7 @@ WORDS = (
     "expert is",
 )
 PLAIN = (*NAMES, *WORDS)  # columns of text; the others are of numbers
+COUNTS = ("settings tried",)  # columns of whole numbers
 
 
 def rounded(digits: Callable[[float], str]) -> Callable[[pd.DataFrame], pd.DataFrame]:
@@ -30,7 +31,7 @@ def rounded(digits: Callable[[float], str]) -> Callable[[pd.DataFrame], pd.DataF
             if column == "seeds":
                 cells |= _seeds(table)
             elif not column.endswith("_std"):
-                cells[column] = _column(table, column, str if column in PLAIN else digits)
+                cells[column] = _column(table, column, str if column in PLAIN + COUNTS else digits)
         return pd.DataFrame(cells)
 
     return shown

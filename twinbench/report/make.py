@@ -41,11 +41,13 @@ def make(
         ValueError: no records of that suite or experiment, no row called ``reference``, or a malformed record.
         OSError: the folder cannot be written to.
     """
+    from twinbench.records import store
     from twinbench.report import blocks, files, read
 
     which, name = ("suite", suite) if experiment is None else ("experiment", experiment)
     check_name(which, name)
-    mine = read.chosen(results_dir, suite, experiment)
+    rows = store.latest(store.read(results_dir))
+    mine = read.chosen(rows, results_dir, suite, experiment)
     found = blocks.blocks(mine)
     _check_reference(found, reference)
     where = f"results_dir={shlex.quote(str(_relative(results_dir)))}"
@@ -54,7 +56,7 @@ def make(
         from twinbench.report import catalog, page, sections, text
 
         training = {block.suite_id: read.experts(results_dir, block.suite_id) for block in found}
-        beside = sections.Beside(training, *sampled.result())
+        beside = sections.Beside(training, *sampled.result(), read.tried(rows))
         made = sections.make(found, beside, name, reference, older=experiment is None, where=where)
     command = f"python -m twinbench.report {which}={name} {where} reference={shlex.quote(reference)}"
     folder, caveats = results_dir / "reports" / name, _caveats(results_dir, mine)

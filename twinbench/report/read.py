@@ -3,7 +3,8 @@
 Predictions that do not give the score of their record are left out.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,15 @@ RECIPE = ("epochs", "lr", "batch_size", "weight_decay", "warmup", "seed")
 ROUNDING = 1e-6  # of a score that is computed again
 
 
-def chosen(results_dir: Path, suite: str | None, experiment: str | None) -> list[dict]:
+def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: str | None) -> list[dict]:
     """The records of a suite's runs on the test split, or of the runs of an experiment's last sweep.
 
+    Args:
+        rows: of all runs, as ``records.store.latest`` gives them.
+
     Raises:
-        ValueError: there are none, or a record is malformed.
+        ValueError: there are none.
     """
-    rows = store.latest(store.read(results_dir))
     if experiment:
         run_ids = set(store.sweep(results_dir, experiment))
         mine = [row for row in rows if row["run_id"] in run_ids]
@@ -41,6 +44,32 @@ def chosen(results_dir: Path, suite: str | None, experiment: str | None) -> list
         known = ", ".join(sorted({row["suite"] or "unknown" for row in rows})) or "none"
         raise Mistake(f"no records of suite {suite!r}; suites with records: {known}")
     return [row for row in mine if row["run_id"] not in other]
+
+
+def tried(rows: Iterable[Mapping]) -> dict[tuple[str, str], int]:
+    """How many settings of a method were scored on held-out rows of the same experts, per suite_id and method.
+
+    Seeds of a setting count once.
+
+    Args:
+        rows: of all runs, as ``records.store.latest`` gives them.
+    """
+    of: dict[str, set] = {}
+    settings: dict[tuple[frozenset, str], set] = {}
+    for row in rows:
+        if row["expert"]:
+            of.setdefault(row["suite_id"], set()).add((row["task"], row["expert"]))
+    experts = {suite_id: frozenset(pairs) for suite_id, pairs in of.items()}
+    for row in rows:
+        if row["split"] == "validation" and row["status"] == "ok" and row["suite_id"] in experts:
+            place = experts[row["suite_id"]], row["method"]
+            settings.setdefault(place, set()).add(json.dumps([row["params"], row["router"]], sort_keys=True))
+    return {
+        (suite_id, method): len(found)
+        for (mine, method), found in settings.items()
+        for suite_id, theirs in experts.items()
+        if theirs == mine
+    }
 
 
 def predictions(results_dir: Path, found: Iterable[Block]) -> "tuple[dict[str, pd.DataFrame], dict[str, list[str]]]":

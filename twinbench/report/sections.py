@@ -42,12 +42,14 @@ class Beside:
         draws: the resampled scores.
         constants: per suite_id and split the best constant answers to its tasks.
         doubts: per run_id what its predictions say otherwise than its record.
+        tried: per suite_id and method how many settings were scored on held-out rows.
     """
 
     training: Mapping[str, Mapping]
     draws: Draws
     constants: Mapping[tuple[str, str], Run]
     doubts: Mapping[str, list[str]]
+    tried: Mapping[tuple[str, str], int]
 
 
 def make(found: list[Block], beside: Beside, name: str, reference: str, *, older: bool, where: str) -> list[Section]:
@@ -65,7 +67,8 @@ def make(found: list[Block], beside: Beside, name: str, reference: str, *, older
         blocks, experts = list(group), beside.training.get(suite_id) or {}
         several, past = suite_id != main, suite_id != main and older
         for block in blocks:
-            made = tables.make(block, beside.draws, reference, beside.constants.get((block.suite_id, block.split)))
+            constant = beside.constants.get((block.suite_id, block.split))
+            made = tables.make(block, beside.draws, reference, constant, beside.tried)
             mend = None if past else where
             table = made.get("normalized")
             notes = [] if table is None else _notes(block, made, reference, beside, mend)

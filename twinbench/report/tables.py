@@ -14,7 +14,13 @@ RATE = "s per 1000 rows"
 ALPHA = 0.05
 
 
-def make(block: Block, draws: bootstrap.Draws, reference: str, constant: Run | None) -> dict[str, pd.DataFrame]:
+def make(
+    block: Block,
+    draws: bootstrap.Draws,
+    reference: str,
+    constant: Run | None,
+    tried: Mapping[tuple[str, str], int],
+) -> dict[str, pd.DataFrame]:
     """The block's tables that have lines: normalized, living, raw, storage, time, router, secondary, experts, shared,
     unseen, published, failed.
 
@@ -23,6 +29,7 @@ def make(block: Block, draws: bootstrap.Draws, reference: str, constant: Run | N
         draws: what ``bootstrap.draws`` gave.
         reference: label or method that differences are taken to.
         constant: the best constant answer to each task, in ``draws`` too; None where no labels are known.
+        tried: per suite_id and method how many settings were scored on held-out rows.
     """
     found = living.checked(block, draws, constant)
     table = normalized(block, draws, reference, found)
@@ -32,7 +39,7 @@ def make(block: Block, draws: bootstrap.Draws, reference: str, constant: Run | N
         "normalized": table,
         "living": found.table,
         "raw": raw(rows, block.columns, found.living),
-        "storage": storage(rows),
+        "storage": storage(rows, {row.method: tried.get((block.suite_id, row.method), 0) for row in rows}),
         "time": time(rows),
         "router": router(rows, block.columns, found.living),
         "secondary": secondary(rows),
@@ -226,8 +233,8 @@ def curves(block: Block, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return made
 
 
-def storage(rows: list[Row]) -> pd.DataFrame:
-    """Bytes per part and in total, mean over seeds, how the exclusive parts are stored, and what data the row reads.
+def storage(rows: list[Row], tried: Mapping[str, int]) -> pd.DataFrame:
+    """Bytes per part and in total, mean over seeds, how the exclusive parts are stored, and what the row cost in data.
 
     How they are stored is there where a record says it; a row whose records are older has no word there.
     """
@@ -238,9 +245,10 @@ def storage(rows: list[Row]) -> pd.DataFrame:
         sizes = {part: round(np.mean([record[f"{part}_bytes"] for record in first])) for part in parts}
         kinds = dict.fromkeys(kind for record in first if (kind := record["exclusive_kind"]))
         stored = {"exclusive stored as": ", ".join(kinds) or None, "data needs": first[0]["reads"]}
+        stored["settings tried"] = tried[row.method]
         lines.append({"method": row.label} | sizes | {"total": sum(sizes.values())} | stored)
     told = ["exclusive stored as"] if any(line["exclusive stored as"] for line in lines) else []
-    return pd.DataFrame(lines, columns=["method", *parts, "total", *told, "data needs"])
+    return pd.DataFrame(lines, columns=["method", *parts, "total", *told, "data needs", "settings tried"])
 
 
 def time(rows: list[Row]) -> pd.DataFrame:
