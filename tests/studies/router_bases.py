@@ -1,10 +1,10 @@
 """Is it the sentence encoder? The paper's router on three bases' hidden states, and the rows that tasks share.
 
-    TWINBENCH_DATA=FOLDER PYTHONPATH=. .venv/bin/python tests/benchmarks/router_bases.py
+    TWINBENCH_DATA=FOLDER PYTHONPATH=. .venv/bin/python tests/studies/router_bases.py
 
 The router of conf/router/mlp.yaml reads mean-pooled states of the unmerged base: MiniLM-L6 and MPNet-base were trained
 to embed sentences, SmolLM2-135M was not. Which of GLUE's eight tasks does a row come from? Writes
-results/benchmarks/router_bases.md and .json.
+results/studies/router_bases.md and .json.
 """
 
 import json
@@ -28,7 +28,7 @@ from twinbench.weights.pretrained import open_pretrained
 from twinbench.workbench import Workbench, autocast
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "results" / "benchmarks"
+RESULTS = ROOT / "results" / "studies"
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 BASES = {"minilm": "sentences", "mpnet": "sentences", "smollm": "next tokens"}  # and what each learned last
 LAYERS = (3, None)  # None: the last
@@ -114,9 +114,9 @@ def main() -> None:
     shared += [f"| {task} | {other} | {count} | {of} |" for task, other, count, of in rows]
     text = f"""# Is it the sentence encoder that a router fails on?
 
-Accuracy in % of the paper's router (`router=mlp`) on the first {ROWS:,} rows of each GLUE test: which task is a row of? It
-reads the mean of the unmerged base's hidden states, trained on {ROWS:,} training rows of each task, {len(SEEDS)} seeds. Forward
-passes in bfloat16.
+Accuracy in % of the paper's router (`router=mlp`) on the first {ROWS:,} rows of each GLUE test: which task is a row of?
+It reads the mean of the unmerged base's hidden states. It is trained on {ROWS:,} training rows of each task, with
+{len(SEEDS)} seeds. Forward passes are in bfloat16.
 
 {chr(10).join(table)}
 
@@ -126,7 +126,7 @@ Rows whose texts are, case and punctuation aside, also among the training rows o
 
 {chr(10).join(shared)}
 
-Made by `tests/benchmarks/router_bases.py` on {machine()}.
+Made by `tests/studies/router_bases.py` on {machine()}.
 """
     (RESULTS / "router_bases.md").write_text(text)
     print(text)
