@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from baselines import average, task_arithmetic
 from twinbench import prepare
-from twinbench.plan.suite import merged, narrowed
+from twinbench.plan.suite import narrowed
 from twinbench.records import store
 from twinbench.suite import Suite
 
@@ -32,7 +32,7 @@ RATIOS = (0.003, 0.006, 0.011, 0.021, 0.042, 0.1)
 def opened(name: str) -> Suite:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         suite = narrowed(OmegaConf.to_container(compose("config", [f"suite={name}"]), resolve=True)["suite"])
-    return prepare.opened(suite | {"merged": merged(suite)}, "cpu")
+    return prepare.opened(suite, "cpu")
 
 
 def shared_experts(suite: Suite) -> dict:

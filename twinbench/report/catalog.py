@@ -76,8 +76,8 @@ TABLES = (
         "Storage (MB), data needs and settings tried",
         "Bytes written / 10⁶. Exclusive parts stored dense take as much as an expert each, also where the "
         "method's authors would store masks or factors; empty: the record is older than this column. Data needs: "
-        "what the method and its router read beside the experts' weights, apart from choosing hyperparameters. Settings "
-        "tried: of the method, on held-out rows of these experts, as far as there are records.",
+        "what the method and its router read beside the experts' weights, apart from choosing hyperparameters. "
+        "Settings tried: of the method, on held-out rows of these experts, as far as there are records.",
         rounded(lambda value: f"{value / 1e6:.2f}"),
     ),
     Table(
