@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # they take seconds to import
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
+CONTENT = "content"  # column of what a prompt is about, without its task's words around it
 SPLIT_SEED = 0  # of the split into training and validation rows; part of the protocol, not of a run
 
 

@@ -85,6 +85,16 @@ def test_svd_of_zero_stores_nothing(shape):
     assert torch.equal(dense(part), torch.zeros(shape))
 
 
+@pytest.mark.parametrize("shape", [(60, 24), (24, 60), (3, 24, 60)])
+def test_an_adapter_takes_its_own_rank_and_no_more(shape):
+    """The expert is the base plus a product of factors, rounded to float32, so its difference is of full rank."""
+    *stack, d_out, d_in = shape
+    base, change = draw(*shape), draw(*stack, d_out, 4, seed=1) @ draw(*stack, 4, d_in, seed=2)
+    part = svd((base + 0.01 * change) - base, 20)
+    assert part.left.shape[-1] == part.right.shape[-2] == 4
+    torch.testing.assert_close(dense(part), 0.01 * change, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_svd_refuses_what_is_not_finite(bad):
     matrix = draw(4, 4)

@@ -51,23 +51,37 @@ def test_an_expert_that_answers_the_same_always_is_dead_and_counts_in_no_average
 
 
 def test_the_table_of_experts_has_their_lead_over_the_constant_answer_and_the_base():
-    columns = [("good", "accuracy"), ("dead", "accuracy"), ("unknown", "accuracy")]
+    columns = [("good", "accuracy"), ("dead", "accuracy"), ("idle", "accuracy"), ("unknown", "accuracy")]
     spread = np.linspace(-0.02, 0.02, 1001)
-    values = {"good": 0.9, "dead": 0.51}
+    values, base = {"good": 0.9, "dead": 0.51, "idle": 0.9}, {"good": 0.5, "dead": 0.5, "idle": 0.89}
     draws = {("i", (task, "accuracy")): value + spread for task, value in values.items()}
-    draws |= {(name, (task, "accuracy")): np.full(1001, 0.5) for task in values for name in ("c", "base")}
+    draws |= {("c", (task, "accuracy")): np.full(1001, 0.5) for task in values}
+    draws |= {("base", (task, "accuracy")): np.full(1001, value) for task, value in base.items()}
     individual = run("i", **values, unknown=0.7)
-    rows = [Row("pretrained", "pretrained", False, [run("base", good=0.5, dead=0.5, unknown=0.4)], {}, "lower bound")]
+    rows = [Row("pretrained", "pretrained", False, [run("base", **base, unknown=0.4)], {}, "lower bound")]
     block = Block("toy", "id", "test", "float32", "strict", columns, rows, [], [], [], [individual])
-    found = living.checked(block, draws, run("c", good=0.5, dead=0.5))
-    assert found.living == [columns[0], columns[2]]
+    found = living.checked(block, draws, run("c", good=0.5, dead=0.5, idle=0.5))
+    assert found.living == [columns[0], columns[3]]
     lines = found.table.set_index("task")
-    assert lines["expert is"].to_dict() == {"good": "alive", "dead": "dead", "unknown": "not tested"}
+    wanted = {"good": "alive", "dead": "dead", "idle": "dead", "unknown": "not tested"}
+    assert lines["expert is"].to_dict() == wanted, "the idle one knows no more than its base"
     assert lines.loc["good", "over best constant"] == pytest.approx(40)
     assert lines.loc["good", ["over base_low", "over base_high"]].tolist() == pytest.approx([38.1, 41.9])
     assert lines.loc["dead", "over best constant_low"] < 0 and pd.isna(lines.loc["unknown", "over base_low"])
-    assert living.dead({"living": found.table}) == ["dead"] and living.dead({}) == []
+    assert living.dead({"living": found.table}) == ["dead", "idle"] and living.dead({}) == []
     assert living.checked(block, {}, None).living == columns, "nothing is known against any"
+
+
+def test_rows_without_labels_may_say_what_the_best_constant_answer_scores():
+    """lm-eval judges answers one by one: prediction is each one's score."""
+    columns = [("choice", "acc"), ("old", "acc")]
+    block = Block("toy", "id", "test", "float32", "strict", columns, [], [], [], [], [])
+    rows = {"row": [0, 1, 2, 3], "label": np.nan, "prediction": [1.0, 1.0, 0.0, 1.0], "split": "test"}
+    frame = pd.DataFrame(rows | {"task": "choice", "constant": [1.0, 0.0, 0.0, 0.0]})
+    found, answers = bootstrap.constant({"i": pd.concat([frame, pd.DataFrame(rows | {"task": "old"})])}, block)
+    assert found.scores == {columns[0]: 0.25} and answers["prediction"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    draws = bootstrap.resample({"i": frame, found.run_id: answers}, columns)
+    assert draws[found.run_id, columns[0]].mean() == pytest.approx(0.25, abs=0.01)
 
 
 def test_the_chance_corrected_average_is_0_for_the_constant_answer_and_100_for_the_expert():

@@ -42,8 +42,8 @@ def svd(delta: Tensor, rank: int, basis: Callable[[Tensor], Tensor] = basis) -> 
 
     Args:
         delta: (d_out, d_in), or a stack of such matrices (..., d_out, d_in), each factored by itself; finite.
-        rank: number of singular triplets kept, at least 1; more than min(d_out, d_in) keeps all. A zero matrix
-            gives rank 0, which stores nothing and is exact.
+        rank: number of singular triplets kept, at least 1; more than min(d_out, d_in) keeps all. Those that are zero
+            but for rounding are not stored, so a zero matrix stores nothing, and a LoRA expert its adapter's rank.
         basis: computes or remembers `basis` of a matrix.
 
     Raises:
@@ -63,7 +63,10 @@ def svd(delta: Tensor, rank: int, basis: Callable[[Tensor], Tensor] = basis) -> 
         vectors = basis(delta)
     top = vectors[..., :rank]
     left, right = (delta @ top, top.mT) if delta.shape[-2] >= delta.shape[-1] else (top, top.mT @ delta)
-    return LowRank(left.contiguous(), right.contiguous())
+    values = (left if delta.shape[-2] >= delta.shape[-1] else right.mT).norm(dim=-2)  # (..., rank) singular values
+    rounding = max(delta.shape[-2:]) * torch.finfo(delta.dtype).eps * values.max(-1, keepdim=True).values
+    kept = int((values > rounding).sum(-1).max())
+    return LowRank(left[..., :kept].contiguous(), right[..., :kept, :].contiguous())
 
 
 def magnitude(delta: Tensor, density: float) -> Sparse:

@@ -50,9 +50,9 @@ def draws(frames: "Mapping[str, pd.DataFrame]", found: list[Block]) -> tuple[Dra
 
 
 def constant(frames: "Mapping[str, pd.DataFrame]", block: Block) -> "tuple[Run, pd.DataFrame] | None":
-    """The best constant answer to each task as a run of its own, with its predictions; None if no labels are known.
+    """The best constant answer to each task as a run of its own, with its predictions; None if none is known.
 
-    A task whose rows have no labels, such as lm-eval's, has none.
+    Rows without labels, such as lm-eval's, may say under ``constant`` what it scores.
     """
     import pandas as pd
 
@@ -60,11 +60,17 @@ def constant(frames: "Mapping[str, pd.DataFrame]", block: Block) -> "tuple[Run, 
     for task, metric in block.columns:
         own = (frame[(frame["task"] == task).to_numpy()] for frame in frames.values())
         rows = next((frame for frame in own if len(frame)), None)
-        if rows is None or metric not in METRICS or rows["label"].isna().any():
+        if rows is None:
             continue
         labels = rows["label"].to_numpy(dtype=float)
-        answers = np.full(len(labels), best_constant(metric, labels))
-        scores[task, metric] = score(metric, labels, answers)
+        if metric in METRICS and not np.isnan(labels).any():
+            answers = np.full(len(labels), best_constant(metric, labels))
+            scores[task, metric] = score(metric, labels, answers)
+        elif np.isnan(labels).all() and rows.get("constant", rows["label"]).notna().all():
+            answers = rows["constant"].to_numpy(dtype=float)
+            scores[task, metric] = float(answers.mean())
+        else:
+            continue
         made.append(rows.assign(prediction=answers))
     name = f"best constant answer, {block.suite_id} {block.split}"
     return (Run(name, None, scores, {}, {}, []), pd.concat(made)) if made else None

@@ -46,8 +46,8 @@ TABLES = (
         "living",
         "Is each expert alive? (points)",
         "Each expert against the best constant answer to its task and against the unmerged base, on the scored rows. "
-        "An expert is alive if the 95 % interval of its lead over the best constant answer is above 0; a dead one's "
-        "task counts in no average. Not tested: it has no predictions or labels, and counts.",
+        "An expert is alive if the 95 % intervals of both leads are above 0; a dead one's task counts in no average. "
+        "Not tested: it has no predictions or labels, and counts.",
         living,
     ),
     Table(

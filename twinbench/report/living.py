@@ -1,4 +1,4 @@
-"""Is each expert alive: does it beat the best constant answer to its task on the scored rows?
+"""Is each expert alive: does it beat the best constant answer to its task, and its base, on the scored rows?
 
 A dead expert says nothing about a merge, so its task counts in no average.
 """
@@ -36,8 +36,8 @@ class Experts:
 def checked(block: Block, draws: bootstrap.Draws, constant: Run | None) -> Experts:
     """Compare each expert with the best constant answer, and with the base.
 
-    An expert is alive if the 95 % interval of its lead over the best constant answer is above 0. It is not tested where
-    its predictions or the labels are unknown; then it counts.
+    An expert is alive if the 95 % intervals of its leads over the best constant answer and over the base, where that
+    was scored, are above 0. It is not tested where its predictions or the labels are unknown; then it counts.
     """
     base = [run for row in block.rows if row.role == LOWER for run in row.runs][:1]
     lines = [_line(block, draws, column, constant, base) for column in block.columns] if block.individual else []
@@ -63,8 +63,10 @@ def _line(block: Block, draws: bootstrap.Draws, column: Column, constant: Run | 
         if own is not None and other is not None:
             low, high, _ = bootstrap.paired(100 * own, 100 * other)
             line |= {f"over {name}_low": low, f"over {name}_high": high}
-            if name == "best constant":
-                line["expert is"] = ALIVE if low > 0 else DEAD
+            if low <= 0:
+                line["expert is"] = DEAD
+            elif name == "best constant":
+                line["expert is"] = ALIVE
     return line
 
 

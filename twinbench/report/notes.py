@@ -27,7 +27,9 @@ def notes(
     found = _normalizing(block, where) + _incomplete(block)
     if dead:
         left = "" if len(dead) < len(block.columns) else " No expert is alive, so there is no average."
-        them = f"Dead: the expert of {', '.join(dead)} does not significantly beat the best constant answer"
+        them = (
+            f"Dead: the expert of {', '.join(dead)} does not significantly beat the best constant answer and the base"
+        )
         found.append(f"{them}; the task counts in no average.{left}")
     if block.outdated:
         older = ", ".join(f"seed {record['seed']} of {label}" for label, record in block.outdated)

@@ -14,7 +14,7 @@ READING = (
     "A normalized score is a method's score divided by that of `individual`, the task's own fine-tuned expert, under "
     "the strict protocol with the same experts and data, in %. So `individual` is 100 under strict, and what it loses "
     "under blind is the cost of routing. Averages are over the tasks whose expert is alive: it beats the best constant "
-    "answer. Where one of these is missing there is no average. "
+    "answer and the base. Where one of these is missing there is no average. "
     "`individual` (upper bound) and `pretrained` (lower bound) are not ranked."
 )
 OLDER = "Older results, with other experts or data"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from twinbench.suite import Task
+from twinbench.suite import CONTENT, Task
 from twinbench.system import processes
 from twinbench.system.mistakes import Mistake
 from twinbench.weights.expert import in_pooler
@@ -18,15 +19,25 @@ from twinbench.workbench import Workbench
 Rows = list[int]
 
 
-def encodings(bench: Workbench, task: str, split: str) -> list[dict[str, list[int]]]:
-    """Token ids of every row of a split, truncated to the task's max_length."""
+def encodings(bench: Workbench, task: str, split: str, *, content: bool = False) -> list[dict[str, list[int]]]:
+    """Token ids of every row of a split, truncated to the task's max_length.
+
+    Args:
+        content: of what each prompt is about, and not of the prompt.
+
+    Raises:
+        ValueError: the task does not say what its prompts are about.
+    """
 
     def encoded() -> list[dict[str, list[int]]]:
         spec = bench.suite.tasks[task]
+        if content and CONTENT not in spec.splits[split]:
+            raise Mistake(f"router.features.pool=content: task {task} has no prompts that say what they are about")
+        spec = replace(spec, columns=(CONTENT,)) if content else spec
         batch = bench.suite.workload.encoded(bench.suite.tokenizer, spec, split, len(spec.splits[split]))
         return [dict(zip(batch.keys(), row, strict=True)) for row in zip(*batch.values(), strict=True)]
 
-    return bench.remember(("encodings", task, split), encoded)
+    return bench.remember(("encodings", task, split, content), encoded)
 
 
 @torch.inference_mode()
@@ -38,7 +49,8 @@ def hidden_states(
     Args:
         layer: after how many layers, 0 being the embeddings, which is all that is run; None is the last.
         pool: "mean" over a row's tokens, special ones included; "first" or "last" token; or "segments": the means over
-            the tokens of its first and of its second text column beside each other, zeros where there is no second.
+            the tokens of its first and of its second text column beside each other, zeros where there is no second; or
+            "content": the mean over what a prompt is about, alone, so that its task's format tells nothing.
         rows: None is all of them.
 
     Returns:
@@ -57,14 +69,14 @@ def hidden_states(
             return hidden[torch.arange(len(hidden)), mask.argmax(1)]
         if pool == "last":
             return hidden[torch.arange(len(hidden)), (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)]
-        if pool == "mean":
+        if pool in ("mean", "content"):
             return _mean(hidden, mask)
         column = torch.full_like(mask, -1)
         column[mask.bool()] = torch.tensor([c for at in chosen for c in columns[at]], device=mask.device)
         return torch.cat([_mean(hidden, column == which) for which in (0, 1)], 1)
 
     with _first_layers(module, layer):
-        return in_batches(bench, pooled, task, split, list(range(count)))
+        return in_batches(bench, pooled, task, split, list(range(count)), content=pool == "content")
 
 
 def in_batches(
@@ -74,14 +86,16 @@ def in_batches(
     split: str,
     rows: Rows,
     order: Callable[[int], int] | None = None,
+    content: bool = False,
 ) -> Tensor:
     """The results of ``run`` for some rows of a split, in their order, float32 on the CPU.
 
     Args:
         run: gets a padded batch and its positions in ``rows``.
         order: of the positions within a batch.
+        content: the rows are what prompts are about, as in `encodings`.
     """
-    found_encodings = encodings(bench, task, split)
+    found_encodings = encodings(bench, task, split, content=content)
     places = sorted(range(len(rows)), key=lambda at: len(found_encodings[rows[at]]["input_ids"]))  # less padding
     places, found = places[processes.rank() :: processes.count()], []
     with tqdm(total=len(places), desc=f"{task} {split}", unit="row", leave=False) as bar:

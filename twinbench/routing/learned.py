@@ -169,7 +169,8 @@ def _hidden_states(bench: Workbench, setting: Setting, task: str, split: str, ro
     (source, gold_biases), suite, reads = _read(setting), bench.suite, setting.router.features
     made = merged(bench, source, gold_biases)[0] if source else Merged({})
     beside = attach(bench.module, Merged({}, always=made.always)) if made.always else nullcontext()
-    encodings(bench, task, split)  # to tokenize is no part of the pass, and runs share it
+    # To tokenize is no part of the pass, and runs share it.
+    encodings(bench, task, split, content=reads.pool == "content")
     start = time.perf_counter()
     # Factors run beside the base, which the module holds and keeps.
     with bench.holding(None if suite.factored else dict(suite.base.items()) | dict(made.shared)), beside as routes:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from twinbench.system.mistakes import Mistake
 
-POOLS = ("mean", "first", "last", "segments")
+POOLS = ("mean", "first", "last", "segments", "content")
 SOURCES = ("shared", "base", None)
 
 

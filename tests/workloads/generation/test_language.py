@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from twinbench.merging.compress import basis
 from twinbench.merging.merged import Merged, with_route
 from twinbench.merging.method import Method
 from twinbench.records import store
-from twinbench.routing import learned
+from twinbench.routing import features, learned
 from twinbench.routing.learned import Setting
 from twinbench.routing.mlp import Mlp
 from twinbench.routing.recipe import Features, Recipe, Use
@@ -250,6 +251,31 @@ def test_the_router_reads_the_prompt_and_tells_the_tasks_apart(bench):
         assert weights.shape == (5, 4) and seconds > 0
         hits.append(weights.argmax(1) == position)
     assert torch.cat(hits).float().mean() > 0.6  # of a random model's features, learned from 16 prompts
+
+
+def test_a_router_may_read_what_a_prompt_is_about_and_nothing_of_its_format(family, bench):
+    """Two tasks that ask the same questions in formats of their own look the same to it."""
+    mmlu, bbq = (load_task(family, name).splits["test"] for name in ("mmlu", "bbq"))
+    for frame in (mmlu, bbq):
+        assert all(text in prompt for text, prompt in zip(frame["content"], frame["prompt"], strict=True))
+    assert not bbq["content"].str.contains("Answer").any() and bbq["prompt"].str.contains("Answer").all()
+    read = features.hidden_states(bench, "bbq", "test", layer=None, pool="content")
+    spec = bench.suite.tasks["bbq"]
+    alone = replace(spec, splits={"other": bbq[["content"]].rename(columns={"content": "prompt"})})
+    suite = replace(bench.suite, tasks=dict(bench.suite.tasks) | {"bbq": alone})
+    other = Workbench(suite, "cpu", 4, 10**9, "float32")
+    other.module = bench.module
+    torch.testing.assert_close(read, features.hidden_states(other, "bbq", "other", layer=None, pool="mean"))
+    with pytest.raises(ValueError, match=r"router\.features\.pool=content: task bbq has no prompts that say"):
+        features.hidden_states(other, "bbq", "other", layer=None, pool="content")
+
+
+def test_the_best_answer_without_reading_is_a_letter_a_guess_or_nothing(family):
+    bbq, truthful, cnn = (load_task(family, name).harness["test"] for name in ("bbq", "truthful_qa", "cnn_dailymail"))
+    labels = [doc["label"] for doc in bbq.eval_docs]
+    assert sum(scoring.constant(bbq)) == max(map(labels.count, labels))
+    assert scoring.constant(truthful) == [1 / len(doc["mc1_targets"]["choices"]) for doc in truthful.eval_docs]
+    assert scoring.constant(cnn) == [0.0] * len(cnn.eval_docs)
 
 
 def test_splits_share_no_document_and_templates_stay_together(family):

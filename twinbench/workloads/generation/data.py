@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from twinbench.suite import SPLIT_SEED, Task
+from twinbench.suite import CONTENT, SPLIT_SEED, Task
 from twinbench.system.mistakes import Mistake
 
 TASKS = Path(__file__).parents[2] / "tasks" / "lm_eval"  # YAML files of our own
@@ -83,8 +83,16 @@ def load_task(
     }
     harness = {split: _scoring(opened, found) for split, found in docs.items()}
     with quiet():
-        frames = {split: pd.DataFrame({"prompt": prompts(scored, tokenizer)}) for split, scored in harness.items()}
+        frames = {split: pd.DataFrame(_texts(scored, tokenizer)) for split, scored in harness.items()}
     return Task(name, ("prompt",), None, tuple(metrics), spec.max_length, frames, harness=harness, subsets=subsets)
+
+
+def _texts(scored, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
+    """The prompts, and where the task says what a document is about (``doc_to_decontamination_query``) that alone."""
+    texts = {"prompt": prompts(scored, tokenizer)}
+    if scored.should_decontaminate():
+        texts[CONTENT] = [scored.doc_to_decontamination_query(doc) for doc in scored.eval_docs]
+    return texts
 
 
 def prompts(scored, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -183,8 +191,9 @@ def _scoring(opened, docs):
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, task: Task, split: str, count: int):
-    """Token ids of the first prompts of a split, as the tokenizer gives them."""
-    texts = task.splits[split]["prompt"].tolist()[:count]
+    """Token ids of the first prompts of a split, or of what its column is, as the tokenizer gives them."""
+    (column,) = task.columns
+    texts = task.splits[split][column].tolist()[:count]
     special = not begun(texts[0], tokenizer)  # the prompts of a task are written by one template
     return tokenizer(texts, truncation=True, max_length=task.max_length, add_special_tokens=special)
 

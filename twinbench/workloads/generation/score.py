@@ -22,9 +22,9 @@ def score(
 
     Returns:
         The task's metrics, the primary one first, and that one by subject where documents have one; per document its
-        row, its primary score as ``prediction`` (a label it has none), lm-eval's hash of its prompt and what was
-        answered; the seconds that it took; and for the records ``warnings``, the ``harness``, lm-eval's version and
-        the task's, and the ``subset`` of the documents, None for all.
+        row, its primary score as ``prediction`` (a label it has none), lm-eval's hash of its prompt, what was answered
+        and what the best constant answer scores; the seconds that it took; and for the records ``warnings``, the
+        ``harness``, lm-eval's version and the task's, and the ``subset`` of the documents, None for all.
     """
     spec = bench.suite.tasks[task]
     key = "evaluated", setting, task, split
@@ -41,6 +41,7 @@ def score(
             "prediction": [float(sample[spec.metrics[0]]) for sample in samples],
             "prompt_hash": [sample["prompt_hash"] for sample in samples],
             "answer": [str(sample["filtered_resps"]) for sample in samples],
+            "constant": constant(spec.harness[split]),
         }
     )
     if "subject" in samples[0]["doc"]:  # MMLU's
@@ -48,6 +49,29 @@ def score(
         values |= {f"{spec.metrics[0]}/{subject}": float(value) for subject, value in subjects.items()}
     by = f"lm-eval {version('lm_eval')}, {spec.harness[split].config.task} {spec.harness[split].VERSION}"
     return values, frame, seconds, {"warnings": said, "harness": by, "subset": spec.subsets.get(split)}
+
+
+def constant(scored) -> list[float]:
+    """Per document what the best answer scores that does not read it.
+
+    Options that all documents share (letters) are answered with the one that is right most often, others by a guess. A
+    text that is to be written is left out, which scores 0.
+
+    Args:
+        scored: an lm-eval task, whose documents are scored.
+    """
+    docs = list(scored.eval_docs)
+    if scored.OUTPUT_TYPE != "multiple_choice":
+        return [0.0] * len(docs)
+    options = [
+        tuple(doc["mc1_targets"]["choices"] if "mc1_targets" in doc else scored.doc_to_choice(doc)) for doc in docs
+    ]
+    if len(set(options)) > 1:
+        return [1 / len(each) for each in options]
+    given = [scored.doc_to_target(doc) for doc in docs]
+    right = [options[0].index(target) if target in options[0] else int(target) for target in given]
+    most = max(set(right), key=right.count)
+    return [float(target == most) for target in right]
 
 
 def _evaluated(bench: Workbench, setting: Setting, task: str, split: str) -> tuple[dict, float, list[str]]:

@@ -23,7 +23,10 @@ HEADS = False  # all of a model is merged
 EXPORTED = False
 LM_EVAL = Path(__file__).parents[2] / "tasks" / "lm_eval"
 PREFIX = "twinbench_"  # and the name of a file there: one of our own lm-eval tasks
-SCORING = ("metric_list", "process_results", "filter_list", "generation_kwargs", "repeats")  # they train no expert
+SCORING = (  # they train no expert
+    *("metric_list", "process_results", "filter_list", "generation_kwargs", "repeats"),
+    *("should_decontaminate", "doc_to_decontamination_query"),
+)
 GB = 10**9
 
 
