@@ -1,0 +1,89 @@
+"""Every figure in the prose of README.md and results/README.md follows from a committed report."""
+
+import re
+from functools import cache
+
+import pandas as pd
+import pytest
+
+from support.commands import ROOT
+
+REPORTS = ROOT / "results" / "reference" / "reports"
+FILES = ("README.md", "results/README.md")
+FIGURE = r"\d+\.\d+|\d+ (?:MB|points|times)"
+TOLD = r"Python 3\.11|arxiv\.org/abs/[\d.]+"  # no figures
+TWIN = "twin_merging (shared.method=task_arithmetic, router={})"
+
+
+@cache
+def table(report: str, name: str) -> pd.DataFrame:
+    frame = pd.read_csv(REPORTS / report / f"{name}.csv")
+    return frame.set_index("task" if "expert is" in frame else "method")
+
+
+def score(report: str, method: str, column: str = "average", name: str = "strict_normalized") -> str:
+    return f"{table(report, name).loc[method, column]:.1f}"
+
+
+def size(report: str, method: str) -> str:
+    return f"{table(report, 'strict_storage').loc[method, 'total'] / 1e6:.0f} MB"
+
+
+def behind(report: str, method: str, sign: int = -1, form: str = ".1f") -> tuple[str, str]:
+    """A row's difference to the reference with its interval; sign -1: how far it is behind."""
+    line = table(report, "strict_normalized").loc[method]
+    low, high = sorted(sign * line[f"difference_{end}"] for end in ("low", "high"))
+    return f"{sign * line['difference']:{form}}", f"{low:{form}} to {high:{form}}"
+
+
+def pooler_costs() -> list[float]:
+    """What merging the pooler costs each static merge in the demo."""
+    kept, merged = (
+        table("demo_head", file.stem)["average"]
+        for file in sorted((REPORTS / "demo_head").glob("strict*_normalized.csv"), key=lambda file: len(file.name))
+    )
+    return [kept[name] - merged[name] for name in ("average", "task_arithmetic", "ties", "dare", "dare_ties")]
+
+
+def sentences() -> dict[str, list[str]]:
+    """Per file the pieces of its prose that hold figures, with what the reports give in their place."""
+    bare = TWIN.format("mlp").replace("task_arithmetic", "pretrained")
+    ties, shared = behind("demo", "ties"), behind("demo", bare, 1, "+.1f")
+    corrected = [score("demo", name, "corrected") for name in ("regmean", "ties", "task_arithmetic", "pretrained")]
+    costs = pooler_costs()
+    return {
+        "README.md": [],
+        "results/README.md": [
+            f"above TIES by {ties[0]} points ({ties[1]})",
+            f"in {size('demo', TWIN.format('oracle'))} for their {size('demo', 'individual')}",
+            f"with its router keeps {score('demo', TWIN.format('mlp'), 'corrected')} of the experts' lead over the "
+            "best constant answers, RegMean {}, TIES {}, Task Arithmetic {}, the unmerged base {}".format(*corrected),
+            f"the difference is {shared[0]} ({shared[1]})",
+            f"worth {min(costs):.0f} to {max(costs):.0f} points to a static merge",
+            f"the majority class ({score('glue_minilm', 'rte', 'score', 'strict_living')})",
+            f"with {score('glue_minilm', 'cola', 'score', 'strict_living')} Matthews",
+        ],
+    }
+
+
+def prose(file: str) -> str:
+    """A file without code, tables, what is told of no measurement, and line breaks."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / file).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^\|.*$|`[^`\n]*`|\]\([^)]*\)", "", text, flags=re.MULTILINE)
+    return re.sub(TOLD, "", " ".join(text.split()))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_its_figures_are_those_of_the_reports(file):
+    text = prose(file)
+    for sentence in sentences()[file]:
+        assert sentence in text, f"{file} should say: {sentence}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_it_has_no_figure_that_no_report_gives(file):
+    text = prose(file)
+    for sentence in sentences()[file]:
+        text = text.replace(sentence, "")
+    left = [text[max(0, found.start() - 60) : found.end() + 20] for found in re.finditer(FIGURE, text)]
+    assert not left, left
