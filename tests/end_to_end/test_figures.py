@@ -38,7 +38,7 @@ def behind(report: str, method: str, sign: int = -1, form: str = ".1f") -> tuple
 
 def pooler_costs() -> list[float]:
     """What merging the pooler costs each static merge in the demo."""
-    kept, merged = (
+    merged, kept = (
         table("demo_head", file.stem)["average"]
         for file in sorted((REPORTS / "demo_head").glob("strict*_normalized.csv"), key=lambda file: len(file.name))
     )
