@@ -198,6 +198,16 @@ def test_an_expert_is_trained_anew_for_what_trains_it_and_for_nothing_else():
         assert any(path.startswith(f"suite.tasks.{without}.") for path in leaves(config)), "and other tasks' do not"
 
 
+def test_an_expert_is_the_same_whichever_split_is_scored():
+    """STS-B's official test in the place of GLUE's validation set is another test of the same expert."""
+    own, other, train = (
+        read("suite=glue_minilm", *more)[0]["suite"]
+        for more in ([], ["suite.tasks.stsb.data.test=test"], ["suite.tasks.stsb.data.train=validation"])
+    )
+    assert expert_id(own, "stsb") == expert_id(other, "stsb") != expert_id(train, "stsb")
+    assert hashed(suite_identity(own)) != hashed(suite_identity(other))
+
+
 def test_a_tasks_own_recipe_counts_where_it_is_written_or_not():
     config, names = read("suite=glue_minilm")
     spelled = copy.deepcopy(config)
@@ -320,7 +330,7 @@ SAME = {
     ),
     "imported": ("import math\n", "import os, sys\nfrom collections.abc import Mapping\n"),
     "late": ("    import numpy  # late\n", ""),
-    "reported": ("ROUTE = None", 'ROUTE = None\nROLE = "lower bound"'),
+    "reported": ("ROUTE = None", 'ROUTE = None\nROLE = "lower bound"\nSCORED = ("test",)'),
     "factored": ("ROUTE = None", "ROUTE = None\n\n\ndef factored(base, experts):\n    return 1\n"),
     "moved": ("from baselines.ties import combiner", "import baselines.ties as ties\nfrom baselines import ties"),
 }

@@ -52,7 +52,11 @@ def task_identity(suite: Mapping, task: Mapping, *, training: bool = False) -> d
     identity = {key: value for key, value in identity.items() if value is not None}
     identity["sources"] = {name: fingerprint(given) for name, given in task["sources"].items()}
     if "data" in task:
-        identity["data"] = leaf_identity(task["data"])
+        leaf = task["data"]
+        idle = signature(leaf["_target_"]).scored if training else ()
+        found = leaf_identity(leaf)
+        values = {key: value for key, value in found["values"].items() if key not in idle}
+        identity["data"] = found | {"values": values}
     return identity | workload(suite).task_identity(task, training=training)
 
 

@@ -27,6 +27,7 @@ class Signature:
             None: under all; empty: under none, as of a function without an argument ``seed``.
         role: ``ROLE``: "upper bound", "lower bound" or "one expert" for a method that is no rival; None for the others.
         reads: the data that a method's prepared arguments read, one of `READS`.
+        scored: ``SCORED``: the arguments of a task's loader that say what is scored, and train nothing.
     """
 
     arguments: frozenset[str]
@@ -35,6 +36,7 @@ class Signature:
     draws: Mapping[str, Collection] | None
     role: str | None
     reads: str
+    scored: frozenset[str]
 
 
 def signature(target: str) -> Signature:
@@ -45,13 +47,14 @@ def signature(target: str) -> Signature:
     """
     own, module = source.definition(target), target.rpartition(".")[0]
     arguments = dict(_parameters(own.args) if isinstance(own, ast.FunctionDef) else _fields(own))
-    constants = _constants(source.located(module), {"ROUTE": None, "DRAWS": None, "ROLE": None})
+    constants = _constants(source.located(module), {"ROUTE": None, "DRAWS": None, "ROLE": None, "SCORED": ()})
     for key in constants["DRAWS"] or ():
         one_of(f"hyperparameter in DRAWS of {module}", key, arguments)
     needs = most_read(prepared_reads(name) for name in arguments.keys() & NAMED)
     drawn = constants["DRAWS"] if "seed" in arguments or isinstance(own, ast.ClassDef) else {}
     route, role = constants["ROUTE"], constants["ROLE"]
-    return Signature(frozenset(arguments), _literals(arguments), route, drawn, role, needs)
+    scored = frozenset(constants["SCORED"])
+    return Signature(frozenset(arguments), _literals(arguments), route, drawn, role, needs, scored)
 
 
 def prepared_reads(argument: str) -> str:

@@ -1,7 +1,8 @@
 """What code does, as a hash of its source: a method whose source has changed is another method.
 
 Docstrings, comments, formatting and import lines do not count, so to move a module or to re-word it changes no hash.
-Nor do a method's `ROLE` and its function `factored`; the latter counts where it is what runs (`function`).
+Nor do a method's `ROLE`, a loader's `SCORED` and a method's function `factored`, which counts where it is what runs
+(`function`).
 Modules are found and parsed without being imported, which would load torch.
 """
 
@@ -16,7 +17,10 @@ from twinbench.system.mistakes import Mistake
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
-ROLE, FACTORED = "ROLE", "factored"  # what a method is for, and its other form: no number of `merge` depends on them
+TOLD, FACTORED = (
+    ("ROLE", "SCORED"),
+    "factored",
+)  # no number hangs on them
 
 
 def code(module: str) -> str:
@@ -61,7 +65,7 @@ def function(target: str) -> str | None:
 def _apart(node: ast.stmt) -> bool:
     if isinstance(node, ast.FunctionDef):
         return node.name == FACTORED
-    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == ROLE
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in TOLD
 
 
 @cache
