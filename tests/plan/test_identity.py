@@ -202,7 +202,11 @@ def test_an_expert_is_the_same_whichever_split_is_scored():
     """STS-B's official test in the place of GLUE's validation set is another test of the same expert."""
     own, other, train = (
         read("suite=glue_minilm", *more)[0]["suite"]
-        for more in ([], ["suite.tasks.stsb.data.test=test"], ["suite.tasks.stsb.data.train=validation"])
+        for more in (
+            [],
+            ["suite.tasks.stsb.data.test=test", "+suite.tasks.stsb.data.also=[validation]"],
+            ["suite.tasks.stsb.data.train=validation"],
+        )
     )
     assert expert_id(own, "stsb") == expert_id(other, "stsb") != expert_id(train, "stsb")
     assert hashed(suite_identity(own)) != hashed(suite_identity(other))

@@ -27,7 +27,7 @@ def run(run_id: str) -> Run:
 
 def block(suite_id: str, columns: list, *runs: str, split: str = "test", protocol: str = "strict") -> Block:
     rows = [Row(name, name, True, [run(name)]) for name in runs]
-    beside = {name: [] for name in ("experts", "failed", "outdated", "individual")}
+    beside = {name: [] for name in ("experts", "failed", "outdated", "individual", "base")}
     return Block("toy", suite_id, split, "float32", protocol, columns, rows, **beside)
 
 

@@ -58,8 +58,8 @@ def test_the_table_of_experts_has_their_lead_over_the_constant_answer_and_the_ba
     draws |= {("c", (task, "accuracy")): np.full(1001, 0.5) for task in values}
     draws |= {("base", (task, "accuracy")): np.full(1001, value) for task, value in base.items()}
     individual = run("i", **values, unknown=0.7)
-    rows = [Row("pretrained", "pretrained", False, [run("base", **base, unknown=0.4)], {}, "lower bound")]
-    block = Block("toy", "id", "test", "float32", "strict", columns, rows, [], [], [], [individual])
+    others = [run("base", **base, unknown=0.4)]
+    block = Block("toy", "id", "test", "float32", "strict", columns, [], [], [], [], [individual], others)
     found = living.checked(block, draws, run("c", good=0.5, dead=0.5, idle=0.5))
     assert found.living == [columns[0], columns[3]]
     lines = found.table.set_index("task")
@@ -75,7 +75,7 @@ def test_the_table_of_experts_has_their_lead_over_the_constant_answer_and_the_ba
 def test_rows_without_labels_may_say_what_the_best_constant_answer_scores():
     """lm-eval judges answers one by one: prediction is each one's score."""
     columns = [("choice", "acc"), ("old", "acc")]
-    block = Block("toy", "id", "test", "float32", "strict", columns, [], [], [], [], [])
+    block = Block("toy", "id", "test", "float32", "strict", columns, [], [], [], [], [], [])
     rows = {"row": [0, 1, 2, 3], "label": np.nan, "prediction": [1.0, 1.0, 0.0, 1.0], "split": "test"}
     frame = pd.DataFrame(rows | {"task": "choice", "constant": [1.0, 0.0, 0.0, 0.0]})
     found, answers = bootstrap.constant({"i": pd.concat([frame, pd.DataFrame(rows | {"task": "old"})])}, block)
@@ -94,7 +94,7 @@ def test_the_chance_corrected_average_is_0_for_the_constant_answer_and_100_for_t
     }
     runs = {name: run(name, a=two[0], b=two[1]) for name, two in scores.items()}
     rows = [Row(name, name, True, [runs[name]]) for name in scores]
-    block = Block("toy", "id", "test", "float32", "strict", columns, rows, [], [], [], [runs["i"]])
+    block = Block("toy", "id", "test", "float32", "strict", columns, rows, [], [], [], [runs["i"]], [])
     found = tables.normalized(block, draws, "x", living.Experts(columns, runs["c"], pd.DataFrame())).set_index("method")
     assert found["corrected"].to_dict() == pytest.approx({"i": 100, "x": 25, "c": 0})
     assert found["corrected_low"].to_dict() == pytest.approx({"i": 100, "x": 25, "c": 0})

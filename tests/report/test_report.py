@@ -178,17 +178,26 @@ def test_a_row_says_how_many_settings_were_tried_on_held_out_rows_of_the_same_ex
     """A limit on the test or another name is another suite_id; other experts are another matter."""
 
     def tried(run_id: str, density: float, suite_id: str, **fields) -> None:
-        fields = {"split": "validation", "expert": "one"} | fields
-        add_run(tmp_path, run_id, "ties", guess(0.6), params={"density": density}, suite_id=suite_id, **fields)
+        fields = {"split": "validation", "expert": "one", "predictions": guess(0.6)} | fields
+        add_run(tmp_path, run_id, "ties", params={"density": density}, suite_id=suite_id, **fields)
 
     add_run(tmp_path, "a0", "individual", guess(0.95), router={"name": "oracle"}, expert="one")
     tried("t0", 0.1, "new", split="test")
     tried("v0", 0.1, "other name", suite="elsewhere", seed=0)
     tried("v1", 0.1, "other name", suite="elsewhere", seed=1)
     tried("v2", 0.2, "new")
-    tried("v3", 0.3, "other experts", expert="two")
+    tried("v3", 0.2, "new", router={"name": "mlp"})
+    tried("v4", 0.3, "other experts", expert="two")
+    tried("v5", 0.4, "new", predictions=None, error="ValueError: no")
     found = table(tmp_path, "storage")["settings tried"]
-    assert (found["ties"], found["individual"]) == (2, 0)
+    assert (found["ties"], found["individual"]) == (3, 0)
+
+
+def test_settings_of_records_that_name_no_experts_count_for_their_own_suite_id(tmp_path):
+    add_run(tmp_path, "t0", "ties", guess(0.6), params={"density": 0.1})
+    for split, suite_id in (("validation", "new"), ("validation", "another")):
+        add_run(tmp_path, f"v-{suite_id}", "ties", guess(0.6), params={"density": 0.2}, suite_id=suite_id, split=split)
+    assert table(tmp_path, "storage")["settings tried"].tolist() == [1]
 
 
 def test_a_row_says_what_data_it_reads(results):

@@ -23,7 +23,7 @@ def block() -> Block:
         row("bare", None, seen=0.9, new=0.6, other=0.7),
         row("pretrained", "lower bound", seen=0.5, new=0.5, other=0.8),
     ]
-    return Block("toy", "id", "test", "float32", "strict", [SEEN, NEW, OTHER], rows, [], [], [], [])
+    return Block("toy", "id", "test", "float32", "strict", [SEEN, NEW, OTHER], rows, [], [], [], [], [])
 
 
 def test_the_lead_is_in_points_and_only_of_tasks_without_an_expert(block):
@@ -42,6 +42,6 @@ def test_the_lead_is_in_points_and_only_of_tasks_without_an_expert(block):
 
 def test_without_a_base_or_such_a_task_there_is_no_table(block):
     assert not len(unseen.unseen(block, {}))
-    known = Block("toy", "id", "test", "float32", "strict", [SEEN], block.rows, [], [], [], [])
+    known = Block("toy", "id", "test", "float32", "strict", [SEEN], block.rows, [], [], [], [], [])
     assert not len(unseen.unseen(known, {("average", SEEN): np.ones(3), ("pretrained", SEEN): np.ones(3)}))
     assert not len(bootstrap.corrected(unseen.unseen(block, {})))

@@ -26,7 +26,7 @@ def row(label: str, *runs: blocks.Run, method: str | None = None, **settings) ->
 
 
 def block(*rows: blocks.Row, individual: tuple = (), experts: tuple = (), failed: tuple = ()) -> blocks.Block:
-    lists = {"rows": list(rows), "experts": list(experts), "failed": list(failed), "outdated": []}
+    lists = {"rows": list(rows), "experts": list(experts), "failed": list(failed), "outdated": [], "base": []}
     return blocks.Block("toy", "new", "test", "float32", "strict", [A, B], **lists, individual=list(individual))
 
 

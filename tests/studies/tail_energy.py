@@ -60,8 +60,10 @@ def tail_energies(suite: Suite, shared) -> dict[float, float]:
 
 
 def losses(suite: str) -> dict[tuple[str, float], float]:
-    """Per (shared expert, rank ratio) 100 - the normalized average, from the records of the experiment."""
+    """Per (shared expert, rank ratio) 100 - the normalized average of all tasks, from the records of the experiment."""
     rows = [row for row in store.latest(store.read(REFERENCE)) if row["suite"] == suite and row["primary"]]
+    newest = max(rows, key=lambda row: row["time"])["suite_id"]
+    rows = [row for row in rows if row["suite_id"] == newest and row["split"] == "test"]
     best = {row["task"]: row["value"] for row in rows if row["method"] == "individual"}
     found = defaultdict(list)
     for row in rows:

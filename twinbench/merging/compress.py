@@ -43,7 +43,8 @@ def svd(delta: Tensor, rank: int, basis: Callable[[Tensor], Tensor] = basis) -> 
     Args:
         delta: (d_out, d_in), or a stack of such matrices (..., d_out, d_in), each factored by itself; finite.
         rank: number of singular triplets kept, at least 1; more than min(d_out, d_in) keeps all. Those that are zero
-            but for rounding are not stored, so a zero matrix stores nothing, and a LoRA expert its adapter's rank.
+            but for rounding are not stored: a zero matrix stores nothing, a LoRA expert beside its base the adapter's
+            rank.
         basis: computes or remembers `basis` of a matrix.
 
     Raises:

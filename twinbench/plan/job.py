@@ -281,6 +281,8 @@ def _router(config: Mapping) -> dict:
     if config["split"] == "validation" and asked["features"]["rows"] is None:
         said = "split=validation scores the rows that this router is trained on"
         raise Mistake(f"{said}; train it on others: router.features.rows=1000")
+    if asked["features"]["pool"] == "content" and workload(config["suite"]).LOADED:
+        raise Mistake("router.features.pool=content reads what a prompt is about, and these tasks have no prompts")
     return {**asked["features"], **model, **asked["use"]}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from twinbench.protocol import NORMALIZER, PROTOCOLS
-from twinbench.records.record import ONE, UPPER, Record
+from twinbench.records.record import LOWER, ONE, UPPER, Record
 from twinbench.system.device import PRECISIONS
 
 Column = tuple[str, str]  # (task, metric)
@@ -48,7 +48,8 @@ class Row:
 class Block:
     """The comparable rows of one (suite_id, split, precision, protocol).
 
-    ``individual`` are the runs every score is divided by: the upper bound, strict, told the task.
+    ``individual`` are the runs every score is divided by: the upper bound, strict, told the task; ``base`` is the
+    lower bound under strict, if that was run.
     ``failed`` pairs a label with the record of a run that has no result; ``outdated`` with that of a seed that has only
     been run with an older source of its method, and is left out of the row.
     """
@@ -64,6 +65,7 @@ class Block:
     failed: list[tuple[str, dict]]
     outdated: list[tuple[str, dict]]
     individual: list[Run]
+    base: list[Run]
 
     def find(self, name: str) -> Row | None:
         """The row called ``name``: its label, or else a method's plainest row.
@@ -97,6 +99,7 @@ def _family_blocks(suite: str, key: tuple[str, str, str], rows_of: dict[str, tup
     suite_id, split, precision = key
     strict = rows_of.get(NORMALIZER, ([],))[0]
     individual = [run for row in strict if row.role == UPPER and row.oracle for run in row.runs]
+    base = [run for row in strict if row.role == LOWER for run in row.runs]
     everything = individual + [run for rows, *_ in rows_of.values() for row in rows for run in row.runs]
     columns = list(dict.fromkeys(column for run in everything for column in run.scores))
     return [
@@ -112,6 +115,7 @@ def _family_blocks(suite: str, key: tuple[str, str, str], rows_of: dict[str, tup
             failed=failed,
             outdated=outdated,
             individual=individual,
+            base=base,
         )
         for protocol, (rows, failed, outdated) in rows_of.items()
     ]

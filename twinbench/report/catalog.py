@@ -47,7 +47,7 @@ TABLES = (
         "Is each expert alive? (points)",
         "Each expert against the best constant answer to its task and against the unmerged base, on the scored rows. "
         "An expert is alive if the 95 % intervals of both leads are above 0; a dead one's task counts in no average. "
-        "Not tested: it has no predictions or labels, and counts.",
+        "Not tested: its predictions or the best constant answer are unknown; it counts.",
         living,
     ),
     Table(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from twinbench.records.record import LOWER
 from twinbench.report import bootstrap
 from twinbench.report.blocks import Block, Column, Run
 
@@ -24,7 +23,7 @@ class Experts:
 
     Attributes:
         living: the tasks that count in averages: those whose expert is not dead.
-        constant: the best constant answer as a run; None where no labels are known.
+        constant: the best constant answers as a run; None where none is known.
         table: per task the expert's score, that of the best constant answer and of the unmerged base, in points.
     """
 
@@ -39,8 +38,7 @@ def checked(block: Block, draws: bootstrap.Draws, constant: Run | None) -> Exper
     An expert is alive if the 95 % intervals of its leads over the best constant answer and over the base, where that
     was scored, are above 0. It is not tested where its predictions or the labels are unknown; then it counts.
     """
-    base = [run for row in block.rows if row.role == LOWER for run in row.runs][:1]
-    lines = [_line(block, draws, column, constant, base) for column in block.columns] if block.individual else []
+    lines = [_line(block, draws, column, constant) for column in block.columns] if block.individual else []
     gone = {line["task"] for line in lines if line["expert is"] == DEAD}
     counted = [column for column in block.columns if column[0] not in gone]
     return Experts(counted, constant, pd.DataFrame(lines, columns=COLUMNS) if lines else pd.DataFrame())
@@ -52,11 +50,11 @@ def dead(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return [] if table is None else table.loc[table["expert is"] == DEAD, "task"].tolist()
 
 
-def _line(block: Block, draws: bootstrap.Draws, column: Column, constant: Run | None, base: list[Run]) -> dict:
+def _line(block: Block, draws: bootstrap.Draws, column: Column, constant: Run | None) -> dict:
     own = bootstrap.over_seeds(block.individual, column, draws)
     line = {"task": column[0], "metric": column[1], "expert is": UNTESTED}
     line["score"] = 100 * _mean(block.individual, column)
-    for name, runs in (("best constant", [constant] if constant else []), ("base", base)):
+    for name, runs in (("best constant", [constant] if constant else []), ("base", block.base)):
         line[name] = 100 * _mean(runs, column)
         line[f"over {name}"] = line["score"] - line[name]
         other = bootstrap.over_seeds(runs, column, draws)

@@ -54,14 +54,14 @@ def tried(rows: Iterable[Mapping]) -> dict[tuple[str, str], int]:
     Args:
         rows: of all runs, as ``records.store.latest`` gives them.
     """
-    of: dict[str, set] = {}
-    settings: dict[tuple[frozenset, str], set] = {}
+    rows = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["time"])
+    newest: dict[str, dict] = {row["suite_id"]: {} for row in rows}
     for row in rows:
-        if row["expert"]:
-            of.setdefault(row["suite_id"], set()).add((row["task"], row["expert"]))
-    experts = {suite_id: frozenset(pairs) for suite_id, pairs in of.items()}
+        newest[row["suite_id"]] |= {row["task"]: row["expert"]} if row["expert"] else {}
+    experts = {suite_id: frozenset(of.items()) or suite_id for suite_id, of in newest.items()}  # old records name none
+    settings: dict[tuple, set] = {}
     for row in rows:
-        if row["split"] == "validation" and row["status"] == "ok" and row["suite_id"] in experts:
+        if row["split"] == "validation":
             place = experts[row["suite_id"]], row["method"]
             settings.setdefault(place, set()).add(json.dumps([row["params"], row["router"]], sort_keys=True))
     return {

@@ -28,7 +28,7 @@ def make(
         block: its rows, seeds still apart.
         draws: what ``bootstrap.draws`` gave.
         reference: label or method that differences are taken to.
-        constant: the best constant answer to each task, in ``draws`` too; None where no labels are known.
+        constant: the best constant answer to each task, in ``draws`` too; None where none is known.
         tried: per suite_id and method how many settings were scored on held-out rows.
     """
     found = living.checked(block, draws, constant)

@@ -17,10 +17,8 @@ from twinbench.system.mistakes import Mistake
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
-TOLD, FACTORED = (
-    ("ROLE", "SCORED"),
-    "factored",
-)  # no number hangs on them
+TOLD = ("ROLE", "SCORED")  # what a module says of its functions
+FACTORED = "factored"  # a method's other form, on which no number of `merge` depends
 
 
 def code(module: str) -> str:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -254,10 +255,9 @@ def test_the_router_reads_the_prompt_and_tells_the_tasks_apart(bench):
 
 
 def test_a_router_may_read_what_a_prompt_is_about_and_nothing_of_its_format(family, bench):
-    """Two tasks that ask the same questions in formats of their own look the same to it."""
-    mmlu, bbq = (load_task(family, name).splits["test"] for name in ("mmlu", "bbq"))
-    for frame in (mmlu, bbq):
+    for frame in (load_task(family, name).splits["test"] for name in TASKS):
         assert all(text in prompt for text, prompt in zip(frame["content"], frame["prompt"], strict=True))
+    bbq = load_task(family, "bbq").splits["test"]
     assert not bbq["content"].str.contains("Answer").any() and bbq["prompt"].str.contains("Answer").all()
     read = features.hidden_states(bench, "bbq", "test", layer=None, pool="content")
     spec = bench.suite.tasks["bbq"]
@@ -273,9 +273,25 @@ def test_a_router_may_read_what_a_prompt_is_about_and_nothing_of_its_format(fami
 def test_the_best_answer_without_reading_is_a_letter_a_guess_or_nothing(family):
     bbq, truthful, cnn = (load_task(family, name).harness["test"] for name in ("bbq", "truthful_qa", "cnn_dailymail"))
     labels = [doc["label"] for doc in bbq.eval_docs]
-    assert sum(scoring.constant(bbq)) == max(map(labels.count, labels))
-    assert scoring.constant(truthful) == [1 / len(doc["mc1_targets"]["choices"]) for doc in truthful.eval_docs]
-    assert scoring.constant(cnn) == [0.0] * len(cnn.eval_docs)
+    assert sum(scoring.constant(bbq, "acc")) == max(map(labels.count, labels))
+    assert scoring.constant(truthful, "acc") == [1 / len(doc["mc1_targets"]["choices"]) for doc in truthful.eval_docs]
+    assert scoring.constant(cnn, "rouge2") == [0.0] * len(cnn.eval_docs)
+    for scored, metric in ((truthful, "mc2"), (cnn, "exact_match")):
+        assert np.isnan(scoring.constant(scored, metric)).all(), "nobody knows"
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"), [(["B", "A", "B"], [1, 0, 1]), ([0, 2, 2], [0, 1, 1]), ([[0], [1]], None)]
+)
+def test_a_target_is_an_option_or_its_place(targets, found):
+    scored = SimpleNamespace(
+        eval_docs=[{"target": target} for target in targets],
+        OUTPUT_TYPE="multiple_choice",
+        doc_to_choice=lambda doc: ["A", "B", "C"],
+        doc_to_target=lambda doc: doc["target"],
+    )
+    given = scoring.constant(scored, "acc")
+    assert given == found if found else np.isnan(given).all()
 
 
 def test_splits_share_no_document_and_templates_stay_together(family):
@@ -367,12 +383,15 @@ def test_any_lm_eval_task_file_can_be_named(family, tmp_path):
         "doc_to_text": "{{ text }}",
         "doc_to_choice": ["no", "yes"],
         "doc_to_target": "label",
+        "should_decontaminate": True,  # by a template, as many of lm-eval's own do
+        "doc_to_decontamination_query": "Question: {{ text }}",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
     (tmp_path / "mine.yaml").write_text(json.dumps(config))
     task = load_task(family, "bbq", lm_eval=str(tmp_path / "mine.yaml"), metrics=["acc"])
     assert {split: len(found) for split, found in task.splits.items()} == ROWS
     assert not set(task.splits["train"]["prompt"]) & set(task.splits["validation"]["prompt"])
+    assert list(task.splits["test"]) == ["prompt"], "a template may hold the format of the task"
 
 
 def test_of_a_task_that_reads_answers_in_several_ways_the_first_counts(family, tmp_path):

@@ -1,15 +1,21 @@
-"""What lm-eval makes of an answer to TruthfulQA, BBQ and CNN/DailyMail; each function is named in a task's YAML."""
+"""What lm-eval makes of a document or of an answer; each function is named in a task's YAML."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
+WORDS = 250  # of an article that stand in its prompt
 
 
 def mc2_choices(doc: Mapping) -> list[str]:
     """TruthfulQA's options, those of mc1 first, as both scores are computed from one pass."""
     return [*doc["mc1_targets"]["choices"], *doc["mc2_targets"]["choices"]]
+
+
+def beginning(doc: Mapping) -> str:
+    """What a CNN/DailyMail prompt shows of its article."""
+    return " ".join(doc["article"].split()[:WORDS])
 
 
 def truthful_qa(doc: Mapping, results: Sequence[tuple[float, bool]]) -> dict[str, float]:

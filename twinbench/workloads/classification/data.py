@@ -114,4 +114,6 @@ def _checked(task: str, split: str, frame: pd.DataFrame, columns: list[str], cla
         if not (label in range(len(names)) if classes else isinstance(label, Real) and math.isfinite(label)):
             wanted = f"a class id in [0, {len(names) - 1}] or of {', '.join(names)}" if classes else "a finite number"
             raise Mistake(f"{who}, row {row}: label must be {wanted}; got {label!r}")
+    if not classes and len(set(labels)) == 1 < len(labels):
+        raise Mistake(f"{who}: all labels are {labels[0]}, as where a test has none")
     return frame.assign(label=np.array(labels, dtype="int64" if classes else "float64"))

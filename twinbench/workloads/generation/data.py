@@ -88,10 +88,13 @@ def load_task(
 
 
 def _texts(scored, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
-    """The prompts, and where the task says what a document is about (``doc_to_decontamination_query``) that alone."""
-    texts = {"prompt": prompts(scored, tokenizer)}
-    if scored.should_decontaminate():
-        texts[CONTENT] = [scored.doc_to_decontamination_query(doc) for doc in scored.eval_docs]
+    """The prompts, and what each document is about where the task's ``doc_to_decontamination_query`` says that.
+
+    A query that is a template is left out: it may have the task's format in it.
+    """
+    texts, query = {"prompt": prompts(scored, tokenizer)}, scored.config.doc_to_decontamination_query
+    if scored.should_decontaminate() and (query in scored.features or callable(query)):
+        texts[CONTENT] = [str(scored.doc_to_decontamination_query(doc)) for doc in scored.eval_docs]
     return texts
 
 

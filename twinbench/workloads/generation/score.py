@@ -8,6 +8,7 @@ import pandas as pd
 
 from twinbench.routing.learned import Setting, applied
 from twinbench.system import processes
+from twinbench.tasks.lm_eval.scoring import ROUGE
 from twinbench.workbench import Workbench, merged
 from twinbench.workloads.generation.data import MULTITURN, quiet
 
@@ -41,7 +42,7 @@ def score(
             "prediction": [float(sample[spec.metrics[0]]) for sample in samples],
             "prompt_hash": [sample["prompt_hash"] for sample in samples],
             "answer": [str(sample["filtered_resps"]) for sample in samples],
-            "constant": constant(spec.harness[split]),
+            "constant": constant(spec.harness[split], spec.metrics[0]),
         }
     )
     if "subject" in samples[0]["doc"]:  # MMLU's
@@ -51,27 +52,33 @@ def score(
     return values, frame, seconds, {"warnings": said, "harness": by, "subset": spec.subsets.get(split)}
 
 
-def constant(scored) -> list[float]:
-    """Per document what the best answer scores that does not read it.
+def constant(scored, metric: str) -> list[float]:
+    """Per document what the best answer scores that does not read it; NaN where that is not known.
 
-    Options that all documents share (letters) are answered with the one that is right most often, others by a guess. A
-    text that is to be written is left out, which scores 0.
+    Known are the accuracy of a choice and ROUGE. Options that all documents share (letters) are answered with the one
+    that is right most often, others by a guess. A summary is left out, which scores 0.
 
     Args:
         scored: an lm-eval task, whose documents are scored.
+        metric: its primary one.
     """
     docs = list(scored.eval_docs)
-    if scored.OUTPUT_TYPE != "multiple_choice":
-        return [0.0] * len(docs)
+    unknown = [float("nan")] * len(docs)
+    if scored.OUTPUT_TYPE != "multiple_choice" or metric not in ("acc", "acc_norm"):
+        return [0.0] * len(docs) if metric in ROUGE else unknown
     options = [
-        tuple(doc["mc1_targets"]["choices"] if "mc1_targets" in doc else scored.doc_to_choice(doc)) for doc in docs
+        # TruthfulQA's options are followed by those of another metric.
+        tuple(doc["mc1_targets"]["choices"] if "mc1_targets" in doc else scored.doc_to_choice(doc))
+        for doc in docs
     ]
     if len(set(options)) > 1:
         return [1 / len(each) for each in options]
     given = [scored.doc_to_target(doc) for doc in docs]
-    right = [options[0].index(target) if target in options[0] else int(target) for target in given]
-    most = max(set(right), key=right.count)
-    return [float(target == most) for target in right]
+    places = [options[0].index(target) if target in options[0] else target for target in given]
+    if not all(isinstance(place, int) for place in places):
+        return unknown
+    most = max(set(places), key=places.count)
+    return [float(place == most) for place in places]
 
 
 def _evaluated(bench: Workbench, setting: Setting, task: str, split: str) -> tuple[dict, float, list[str]]:
