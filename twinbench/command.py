@@ -145,9 +145,10 @@ def shared_bench(job: Job) -> "Workbench":
     """
     global _bench
     from twinbench import prepare
-    from twinbench.system.memory import budget
+    from twinbench.system.memory import budget, give_back
 
     config = job.config
+    give_back()  # what the job before this one has freed
     asked = hashed(config["suite"]), *(config[key] for key in ("device", "precision", "batch_size", "workbench_bytes"))
     if _bench is None or _bench[0] != asked:
         _bench = None  # its memory goes before the next one is opened

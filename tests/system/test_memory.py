@@ -1,4 +1,4 @@
-"""What is freed is kept for what comes next, so that a forward pass does not ask the system for every page again."""
+"""Freed memory is kept for what comes next within a run, and given back between two."""
 
 import subprocess
 import sys
@@ -21,6 +21,17 @@ for _ in range(100):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+GAPS = """
+import torch
+from twinbench.system.memory import _in_use, give_back, keep_freed
+keep_freed()
+rows = [torch.ones(1 << 18) for _ in range(400)]  # 1 MB each
+del rows[::2]
+before = _in_use()
+give_back()
+print(before - _in_use())
+"""
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is what is told")
 def test_freed_memory_is_not_asked_for_again():
@@ -33,3 +44,9 @@ def test_freed_memory_is_not_asked_for_again():
     if faults[False] < 1000:
         pytest.skip(f"this C library keeps freed memory by itself ({faults[False]} page faults)")
     assert faults[True] < faults[False] / 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is what is told")
+def test_gaps_between_what_stays_are_given_back():
+    done = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 150 << 20
