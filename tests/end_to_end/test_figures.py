@@ -45,6 +45,16 @@ def pooler_costs() -> list[float]:
     return [kept[name] - merged[name] for name in ("average", "task_arithmetic", "ties", "dare", "dare_ties")]
 
 
+def mpnet_experts() -> str:
+    """Each expert of glue_mpnet on its held-out rows."""
+    names = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI"}
+    names |= {"qnli": "QNLI", "rte": "RTE"}
+    points = table("glue_mpnet_select", "strict_validation_bfloat16_living")["score"]
+    assert (table("glue_mpnet_select", "strict_validation_bfloat16_living")["expert is"] == "alive").all()
+    told = (f"{name} {points[task]:.1f}{' (Matthews)' if task == 'cola' else ''}" for task, name in names.items())
+    return f"{', '.join(told)} points"
+
+
 def sentences() -> list[str]:
     """The pieces of prose in results/README.md that hold figures, with what the reports give in their place."""
     bare = TWIN.format("mlp").replace("task_arithmetic", "pretrained")
@@ -57,6 +67,7 @@ def sentences() -> list[str]:
         f"with its router keeps {score('demo', TWIN.format('mlp'), 'corrected')} of the experts' lead over the "
         "best constant answers, RegMean {}, TIES {}, Task Arithmetic {}, the unmerged base {}".format(*corrected),
         f"the difference is {shared[0]} ({shared[1]})",
+        mpnet_experts(),
         f"worth {min(costs):.0f} to {max(costs):.0f} points to a static merge",
         f"the majority class ({score('glue_minilm', 'rte', 'score', 'strict_living')})",
         f"with {score('glue_minilm', 'cola', 'score', 'strict_living')} Matthews",
@@ -83,3 +94,15 @@ def test_it_has_no_figure_that_no_report_gives(file):
         text = text.replace(sentence, "")
     left = [text[max(0, found.start() - 60) : found.end() + 20] for found in re.finditer(FIGURE, text)]
     assert not left, left
+
+
+def test_the_table_of_settings_has_the_best_of_each_method_on_held_out_rows():
+    frame = table("glue_mpnet_select", "strict_validation_bfloat16_normalized").reset_index()
+    frame["kind"] = frame["method"].str.partition(" ")[0]
+    best = frame.loc[frame.groupby("kind")["average"].idxmax()].sort_values("average", ascending=False)
+    lines = [
+        f"| {row.method} | {row.average:.1f} | {row.corrected:.1f} | {row.worst:.1f} {row.worst_task} |"
+        for row in best.itertuples()
+    ]
+    head = "| method | average | chance-corrected | worst task |\n| --- | ---: | ---: | ---: |\n"
+    assert head + "\n".join(lines) in (ROOT / "results/README.md").read_text(encoding="utf-8")
