@@ -106,3 +106,12 @@ def test_the_table_of_settings_has_the_best_of_each_method_on_held_out_rows():
     ]
     head = "| method | average | chance-corrected | worst task |\n| --- | ---: | ---: | ---: |\n"
     assert head + "\n".join(lines) in (ROOT / "results/README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_two_sets_of_experts_is_that_of_their_reports():
+    first, second = (table(report, "strict_normalized") for report in ("demo", "demo_second"))
+    for method, row in first.iterrows():
+        other = second.loc[method, "average"]
+        cells = f"{row.average:.1f} | {row.average_low:.1f} to {row.average_high:.1f} | {other:.1f}"
+        line = f"| {method} | {cells} | {other - row.average:+.1f} |"
+        assert line in (ROOT / "results/README.md").read_text(encoding="utf-8"), line
