@@ -95,6 +95,7 @@ def shared_rows(tasks: dict[str, Task]) -> list[tuple[str, str, int, int]]:
 
 
 def main() -> None:
+    RESULTS.mkdir(exist_ok=True)
     lines, numbers = [], {}
     for base, learned in tqdm(BASES.items(), unit="base"):
         tasks, folder = read(base)

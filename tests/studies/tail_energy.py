@@ -74,6 +74,7 @@ def losses(suite: str) -> dict[tuple[str, float], float]:
 
 
 def main() -> None:
+    RESULTS.mkdir(exist_ok=True)
     lines = []
     for name, how in SUITES.items():
         suite, lost = opened(name), losses(name)
