@@ -13,6 +13,7 @@ from twinbench.routing import learned
 from twinbench.routing.learned import Setting
 from twinbench.routing.router import Router
 from twinbench.system.device import name as device_name
+from twinbench.system.load import others
 from twinbench.system.memory import peak_memory
 from twinbench.system.mistakes import mistakes
 from twinbench.workbench import Workbench, merged
@@ -43,7 +44,7 @@ def run(bench: Workbench, setting: Setting, protocol: Protocol, split: str = "te
         row: task, split, row, label, prediction, route (the expert with the router's largest weight, or None).
     """
     suite, frames = bench.suite, []
-    with peak_memory(bench.device) as peak:
+    with peak_memory(bench.device) as peak, others() as elsewhere:
         made, merge_seconds = merged(bench, setting.method, setting.gold_biases)
         router_bytes, router_seconds = gate_bytes(made), 0.0
         if setting.router:
@@ -60,6 +61,7 @@ def run(bench: Workbench, setting: Setting, protocol: Protocol, split: str = "te
         **_storage(bench, setting.method, made),
         "router_bytes": router_bytes,
         "peak_memory_bytes": peak.bytes,
+        "others_share": elsewhere.share,
         "device": device_name(bench.device),
     }
     beside = [name for name in frames[0] if name not in COLUMNS]

@@ -79,6 +79,7 @@ def test_a_run_leaves_complete_records_and_predictions(bench, capsys):
         assert row["exclusive_kind"] == "low-rank + dense vectors"
         seconds = ("merge_seconds", "router_seconds", "route_seconds", "eval_seconds")
         assert min(row[key] for key in seconds) > 0
+        assert 0 <= row["others_share"] <= 1
     for task in CLASSES:
         routed = [row["value"] for row in rows if row["task"] == task and row["metric"].startswith("routed_to/")]
         assert len(routed) == len(CLASSES)
@@ -390,7 +391,15 @@ def test_what_a_workbench_remembers_changes_no_record(bench, tmp_path):
             assert bench(*run_, f"workbench_bytes={limit}", there) == "ok", run_
         found[limit] = commands._bench[1].remembered_bytes()
     assert found["1"] < found["null"] / 10, "it has forgotten"
-    timed = {"time", "peak_memory_bytes", "merge_seconds", "router_seconds", "route_seconds", "eval_seconds"}
+    timed = {
+        "others_share",
+        "time",
+        "peak_memory_bytes",
+        "merge_seconds",
+        "router_seconds",
+        "route_seconds",
+        "eval_seconds",
+    }
     kept, forgotten = (
         [{key: value for key, value in row.items() if key not in timed} for row in store.read(tmp_path / limit)]
         for limit in ("null", "1")

@@ -215,7 +215,11 @@ def time_rows(*runs: list[tuple]) -> pd.DataFrame:
     """The time table of one row, a seed per run; a run has (task, split, metric, n, route, evaluation) per record."""
     names = ("task", "split", "metric", "n", "route_seconds", "eval_seconds")
     made = [
-        [completed(dict(zip(names, record, strict=True)) | {"merge_seconds": 1.0}) for record in run] for run in runs
+        [
+            completed(dict(zip(names, record, strict=True)) | {"merge_seconds": 1.0, "others_share": 0.0})
+            for record in run
+        ]
+        for run in runs
     ]
     row = blocks.Row("ties", "ties", True, [blocks.Run("a", 0, {}, {}, {}, records) for records in made])
     return tables.time([row])
@@ -232,6 +236,16 @@ def test_seconds_per_1000_rows_count_each_split_of_a_task_once():
     assert both[["merge", "route", "evaluation"]].to_numpy().tolist() == [[1.0, (1 + 8) / 2, (11 + 12) / 2]]
 
 
+def test_times_are_those_of_runs_that_had_the_machine_to_themselves():
+    names = ("task", "split", "metric", "n", "route_seconds", "eval_seconds", "merge_seconds", "others_share")
+    runs = [
+        blocks.Run("a", 0, {}, {}, {}, [completed(dict(zip(names, ("a", "test", "m", 10, 0.0, *row), strict=True)))])
+        for row in ((2.0, 1.0, 0.05), (90.0, 80.0, 0.06), (70.0, 60.0, None))
+    ]
+    found = tables.time([blocks.Row("ties", "ties", True, runs), blocks.Row("dare", "dare", True, runs[1:])])
+    assert found[["method", "merge", "evaluation"]].to_numpy().tolist() == [["ties", 1.0, 2.0]]
+
+
 def test_seconds_that_were_not_measured_are_missing_and_the_others_stay():
     found = time_rows([("a", "test", "accuracy", 200, None, 4.0)]).iloc[0]
     assert found["evaluation"] == 4 and found[["route", "s per 1000 rows"]].isna().all()
@@ -239,8 +253,8 @@ def test_seconds_that_were_not_measured_are_missing_and_the_others_stay():
 
 def test_records_from_before_the_training_of_routers_was_timed_leave_it_empty_only_where_there_was_one():
     for router_bytes, missing in ((7, True), (0, False)):
-        record = {"task": "a", "split": "test", "n": 1, "merge_seconds": 1.0, "router_bytes": router_bytes}
-        record = completed(record)
+        record = {"task": "a", "split": "test", "n": 1, "merge_seconds": 1.0, "others_share": 0.0}
+        record = completed(record | {"router_bytes": router_bytes})
         found = tables.time([blocks.Row("ties", "ties", True, [blocks.Run("a", 0, {}, {}, {}, [record])])]).iloc[0]
         assert pd.isna(found["router training"]) == missing
 

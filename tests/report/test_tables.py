@@ -15,7 +15,14 @@ A, B = ("a", "accuracy"), ("b", "pearson")
 def run(run_id: str, a: float | None = None, b: float | None = None, **fields) -> blocks.Run:
     scores = {column: score for column, score in ((A, a), (B, b)) if score is not None}
     record = {"task": "a", "split": "test", "n": 10, "route_seconds": 1.0, "eval_seconds": 4.0, "router_seconds": 3.0}
-    record |= {"base": None, "shared_bytes": 8, "exclusive_bytes": 4, "router_bytes": 2, "merge_seconds": 1.0}
+    record |= {
+        "base": None,
+        "shared_bytes": 8,
+        "exclusive_bytes": 4,
+        "router_bytes": 2,
+        "merge_seconds": 1.0,
+        "others_share": 0.0,
+    }
     given = {"others": {}, "beside": {}} | fields
     return blocks.Run(run_id, None, scores, given["others"], given["beside"], [completed(record)])
 

@@ -69,6 +69,7 @@ class Record(Attempt):
         merge_seconds, router_seconds: of the whole run, once; ``route_seconds`` and ``eval_seconds``: of this task.
         shared_bytes, exclusive_bytes, router_bytes: as they would be written; ``exclusive_kind`` says in which form.
         data, expert: where the task's rows and its expert come from.
+        others_share: of the time of all cores that other processes used while the run was timed, from 0 to 1.
         rows: how many records the run has; ``predictions``: hash of its file of predictions. Both are for checks.
     """
 
@@ -86,6 +87,7 @@ class Record(Attempt):
     exclusive_kind: str | None
     router_bytes: float
     peak_memory_bytes: float | None
+    others_share: float | None
     device: str | None
     data: str | None
     expert: str | None
@@ -105,6 +107,7 @@ LATER = {  # fields that older records lack
         "router_seconds",
         "exclusive_kind",
         "peak_memory_bytes",
+        "others_share",
     ),
     *("data", "expert", "rows", "predictions"),
 }

@@ -12,6 +12,7 @@ from twinbench.report.blocks import Block, Column, Row, Run, labels
 
 RATE = "s per 1000 rows"
 ALPHA = 0.05
+QUIET = 0.05  # of all cores: what other processes may use while a run is timed
 
 
 def make(
@@ -254,14 +255,21 @@ def storage(rows: list[Row], tried: Mapping[str, int]) -> pd.DataFrame:
 def time(rows: list[Row]) -> pd.DataFrame:
     """Seconds to merge, to train the router, to route all tasks and to score them, and the last two per 1,000 rows.
 
-    Means over seeds, NaN where not measured.
+    Means over the seeds that ran on a quiet machine; a row without one is left out. NaN where not measured.
     """
     names = ["merge", "router training", "route", "evaluation", RATE]
     lines = []
     for row in rows:
-        seconds = np.array([_seconds(run) for run in row.runs], dtype=float).mean(axis=0).tolist()
-        lines.append({"method": row.label} | dict(zip(names, seconds, strict=True)))
+        quiet = [_seconds(run) for run in row.runs if _is_quiet(run)]
+        if quiet:
+            means = np.array(quiet, dtype=float).mean(axis=0).tolist()
+            lines.append({"method": row.label} | dict(zip(names, means, strict=True)))
     return pd.DataFrame(lines, columns=["method", *names])
+
+
+def _is_quiet(run: Run) -> bool:
+    """Whether it is known that other processes left the machine to the run; older records do not say."""
+    return all(record["others_share"] is not None and record["others_share"] <= QUIET for record in run.records)
 
 
 def _seconds(run: Run) -> list[float | None]:
