@@ -139,3 +139,13 @@ def test_an_experiment_without_records_is_one_clear_error(results):
     store.write_sweep(results, "pilot", ["nowhere"])
     with pytest.raises(ValueError, match="no records of experiment 'pilot'"):
         make(results, experiment="pilot")
+
+
+def test_a_suite_whose_test_was_never_scored_is_reported_on_its_held_out_rows(results):
+    """A sweep that chooses a setting is one; the next one scores the test, and the report is of that alone."""
+    for path in (results / "records").iterdir():
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        path.write_text("".join(json.dumps(row | {"split": "validation"}) + "\n" for row in rows), encoding="utf-8")
+    assert any("validation" in name for name in make(results, suite="toy")["tables"])
+    add_run(results, "t0", "individual", guess(0.9))
+    assert not any("validation" in name for name in make(results, suite="toy")["tables"])

@@ -26,6 +26,8 @@ ROUNDING = 1e-6  # of a score that is computed again
 def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: str | None) -> list[dict]:
     """The records of a suite's runs on the test split, or of the runs of an experiment's last sweep.
 
+    Of a suite whose test was never scored they are those on its held-out rows.
+
     Args:
         rows: of all runs, as ``records.store.latest`` gives them.
 
@@ -43,7 +45,7 @@ def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: s
     if not mine:
         known = ", ".join(sorted({row["suite"] or "unknown" for row in rows})) or "none"
         raise Mistake(f"no records of suite {suite!r}; suites with records: {known}")
-    return [row for row in mine if row["run_id"] not in other]
+    return [row for row in mine if row["run_id"] not in other] or mine
 
 
 def tried(rows: Iterable[Mapping]) -> dict[tuple[str, str], int]:
