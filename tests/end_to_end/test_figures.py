@@ -13,6 +13,9 @@ FILES = ("README.md", "results/README.md")
 FIGURE = r"\d+\.\d+|\d+ (?:MB|points|times)"
 TOLD = r"Python 3\.11"  # no figure
 TWIN = "twin_merging (shared.method=task_arithmetic, router={})"
+MPNET = "glue_mpnet", "strict_bfloat16_normalized"
+TASKS = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI"}
+TASKS |= {"qnli": "QNLI", "rte": "RTE"}
 
 
 @cache
@@ -29,9 +32,11 @@ def size(report: str, method: str) -> str:
     return f"{table(report, 'strict_storage').loc[method, 'total'] / 1e6:.0f} MB"
 
 
-def behind(report: str, method: str, sign: int = -1, form: str = ".1f") -> tuple[str, str]:
+def behind(
+    report: str, method: str, sign: int = -1, form: str = ".1f", name: str = "strict_normalized"
+) -> tuple[str, str]:
     """A row's difference to the reference with its interval; sign -1: how far it is behind."""
-    line = table(report, "strict_normalized").loc[method]
+    line = table(report, name).loc[method]
     low, high = sorted(sign * line[f"difference_{end}"] for end in ("low", "high"))
     return f"{sign * line['difference']:{form}}", f"{low:{form}} to {high:{form}}"
 
@@ -45,14 +50,44 @@ def pooler_costs() -> list[float]:
     return [kept[name] - merged[name] for name in ("average", "task_arithmetic", "ties", "dare", "dare_ties")]
 
 
-def mpnet_experts() -> str:
-    """Each expert of glue_mpnet on its held-out rows."""
-    names = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI"}
-    names |= {"qnli": "QNLI", "rte": "RTE"}
-    points = table("glue_mpnet_select", "strict_validation_bfloat16_living")["score"]
-    assert (table("glue_mpnet_select", "strict_validation_bfloat16_living")["expert is"] == "alive").all()
-    told = (f"{name} {points[task]:.1f}{' (Matthews)' if task == 'cola' else ''}" for task, name in names.items())
+def mpnet_experts(report: str, name: str) -> str:
+    """Each expert of glue_mpnet, all of them alive."""
+    found = table(report, name)
+    assert (found["expert is"] == "alive").all()
+    told = (
+        f"{said} {found['score'][task]:.1f}{' (Matthews)' if task == 'cola' else ''}" for task, said in TASKS.items()
+    )
     return f"{', '.join(told)} points"
+
+
+def kept(method: str) -> str:
+    """What a row of glue_mpnet keeps, with its interval."""
+    line = table(*MPNET).loc[method]
+    return f"{line.average:.1f} ({line.average_low:.1f} to {line.average_high:.1f})"
+
+
+def mpnet() -> list[str]:
+    """The pieces of prose on glue_mpnet."""
+    text, oracle = TWIN.format("text"), TWIN.format("oracle")
+    line = table(*MPNET).loc[text]
+    rest = [line[task] for task in TASKS if task != "stsb"]
+    routed = table("glue_mpnet", "strict_bfloat16_router").loc[text, "stsb"]
+    paper = behind("glue_mpnet", TWIN.format("mlp"), name=MPNET[1])
+    bare = behind("glue_mpnet", text.replace("task_arithmetic", "pretrained"), 1, "+.1f", MPNET[1])
+    total = table("glue_mpnet", "strict_bfloat16_storage")["total"] / 1e6
+    return [
+        mpnet_experts("glue_mpnet", "strict_bfloat16_living"),
+        f"the unmerged base keeps {kept('pretrained')}, Task Arithmetic {kept('task_arithmetic')}, Twin-Merging with a "
+        f"learned router {kept(text)}, and with the known task {kept(oracle)}",
+        f"The plain average keeps {kept('average')}",
+        f"in {total[oracle]:.0f} MB for their {total['individual']:.0f} MB",
+        f"It sends {routed:.1f} % of the pairs of STS-B to its expert, and keeps {line['stsb']:.1f} there; over the "
+        f"other seven tasks it keeps {sum(rest) / len(rest):.1f}",
+        f"keeps {kept(TWIN.format('mlp'))}, {paper[0]} points less ({paper[1]})",
+        f"TALL-masks keeps {kept('tall_masks')} and EMR {kept('emr')}",
+        f"RegMean keeps {kept('regmean')}, TIES {kept('ties')}",
+        f"changes the average by {bare[0]} ({bare[1]})",
+    ]
 
 
 def sentences() -> list[str]:
@@ -67,7 +102,8 @@ def sentences() -> list[str]:
         f"with its router keeps {score('demo', TWIN.format('mlp'), 'corrected')} of the experts' lead over the "
         "best constant answers, RegMean {}, TIES {}, Task Arithmetic {}, the unmerged base {}".format(*corrected),
         f"the difference is {shared[0]} ({shared[1]})",
-        mpnet_experts(),
+        *mpnet(),
+        mpnet_experts("glue_mpnet_select", "strict_validation_bfloat16_living"),
         f"worth {min(costs):.0f} to {max(costs):.0f} points to a static merge",
         f"the majority class ({score('glue_minilm', 'rte', 'score', 'strict_living')})",
         f"with {score('glue_minilm', 'cola', 'score', 'strict_living')} Matthews",
@@ -94,6 +130,12 @@ def test_it_has_no_figure_that_no_report_gives(file):
         text = text.replace(sentence, "")
     left = [text[max(0, found.start() - 60) : found.end() + 20] for found in re.finditer(FIGURE, text)]
     assert not left, left
+
+
+def test_the_table_of_glue_on_mpnet_is_that_of_its_report():
+    text = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    (found,) = [block for block in text.split("\n\n") if block.startswith("|   #") and "cola" in block.splitlines()[0]]
+    assert found in (REPORTS / "glue_mpnet" / "leaderboard.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_settings_has_the_best_of_each_method_on_held_out_rows():
