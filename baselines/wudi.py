@@ -57,11 +57,14 @@ def merge(
         raise ValueError(f"others must be mean or base, got {others!r}")
 
     def solve(vectors: list[Tensor]) -> Tensor:
-        grams, pulled = torch.zeros(()), torch.zeros(())
+        grams, pulled = 0, 0
         for vector in vectors:
-            own = vector.T @ vector / (float(vector.square().sum()) or 1.0)
-            grams, pulled = grams + own, pulled + vector @ own
-        return by_gram(pulled, grams) if solver == "closed" else _descended(sum(vectors), grams, pulled, steps, lr)
+            wide = vector.double()
+            own = wide.T @ wide / (float(wide.square().sum()) or 1.0)
+            grams, pulled = grams + own, pulled + wide @ own
+        if solver == "closed":
+            return by_gram(pulled, grams)
+        return _descended(sum(vectors), grams.float(), pulled.float(), steps, lr)
 
     solved = matrixwise(base, experts, solve, scaling, is_linear)
     if others == "mean":

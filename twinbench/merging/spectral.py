@@ -76,6 +76,8 @@ def polar(matrix: Tensor) -> Tensor:
 
     Directions that the matrix has not got stay zero.
     """
+    if not matrix.numel():
+        return matrix
     found = triplets(matrix)
     return found.left @ found.right
 
