@@ -15,14 +15,17 @@ from baselines import (
     della,
     iso_c,
     iso_cts,
+    knots,
     lines,
     localize_and_stitch,
     magmax,
     model_stock,
     pcb,
+    sce,
     svc,
     t_switch,
     task_arithmetic,
+    ties,
     tsv_c,
     tsv_m,
     wudi,
@@ -45,6 +48,8 @@ ONE_IS_ITSELF = {  # what a method makes of one expert is that expert
     "cart": {},
     "della": {"density": 1.0, "window": 0.0, "scaling": 1.0},
     "breadcrumbs": {"density": 1.0, "outliers": 0.0, "scaling": 1.0},
+    "sce": {},
+    "knots": {"density": 1.0, "scaling": 1.0},
 }
 ORDERED = {"magmax", "dare", "dare_ties", "della"}  # ties between tasks, and draws that go by their names
 
@@ -448,6 +453,66 @@ def test_localize_and_stitch_is_its_equation():
         assert merged.shared[name].equal(base[name])
 
 
+def low_rank(rank: int = 2):
+    """A base and experts that differ from it by matrices of a small rank."""
+    draw = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=draw) for name, shape in {"a": (12, 8), "b": (6, 16)}.items()}
+
+    def factors(shape):
+        return torch.randn(shape[0], rank, generator=draw) @ torch.randn(rank, shape[1], generator=draw)
+
+    return base, {
+        f"t{t}": {name: tensor + 0.1 * factors(tensor.shape) for name, tensor in base.items()} for t in range(2)
+    }
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_knots_is_ties_in_the_common_directions(scope):
+    base, experts = low_rank()
+    settings = {"density": 0.4, "scaling": 0.7, "scope": scope, "aggregate": "mean"}
+    merged = knots.merge(base, experts, **settings)
+    lefts, turned = {}, {task: {} for task in experts}
+    for name in base:
+        beside = torch.cat([expert[name] - base[name] for expert in experts.values()], 1)
+        left, values, right = torch.linalg.svd(beside, full_matrices=False)
+        lefts[name] = left[:, :4]
+        blocks = (values[:4, None] * right[:4]).chunk(2, 1)
+        for own, part in zip(turned.values(), blocks, strict=True):
+            own[name] = part
+    zero = {name: torch.zeros_like(part) for name, part in turned["t0"].items()}
+    wanted = ties.merge(zero, turned, **settings).shared
+    for name in base:
+        close(merged.shared[name] - base[name], lefts[name] @ wanted[name])
+
+
+def test_knots_that_sums_everything_is_task_arithmetic():
+    base, experts = low_rank()
+    opposite = {
+        task: {name: base[name] + (own[name] - base[name]).abs() for name in base} for task, own in experts.items()
+    }
+    one = {"t0": opposite["t0"]}
+    whole = knots.merge(base, one, density=1.0, scaling=0.7, scope="global", aggregate="sum")
+    assert_same(dict(whole.shared), dict(task_arithmetic.merge(base, one, scaling=0.7).shared), 1e-5)
+
+
+@pytest.mark.parametrize("density", [0.4, 1.0])
+def test_sce_is_its_equation(density):
+    base, experts = models()
+    merged = sce.merge(base, experts, density=density)
+    for name in base:
+        given = torch.stack([own.flatten() for own in vectors(base, experts, name)])
+        kept = given.var(0, correction=0).argsort(descending=True)[: int(density * given.shape[1])]
+        selected = torch.zeros_like(given)
+        selected[:, kept] = given[:, kept]
+        shares = selected.square().sum(1) / selected.square().sum()
+        wanted = torch.zeros(given.shape[1], dtype=torch.double)
+        for at in kept.tolist():
+            sign = 1 if selected[:, at].sum() >= 0 else -1
+            agreeing = [t for t in range(3) if selected[t, at] * sign > 0]
+            wanted[at] = sum(shares[t] * selected[t, at] for t in agreeing) / sum(shares[t] for t in agreeing)
+        close(moved(base, merged, name).flatten(), wanted)
+
+
 def test_disjoint_masks_copy_each_task():
     base = {"layer.0.w": torch.zeros(4)}
     experts = {"a": {"layer.0.w": torch.tensor([3.0, 0.1, 0, 0])}, "b": {"layer.0.w": torch.tensor([0.0, 0, 0.2, -5])}}
@@ -532,6 +597,9 @@ def test_tasks_draw_of_their_own():
         ("cart", {"scaling": math.inf}, "scaling"),
         ("localize_and_stitch", {"density": 0.0}, "density"),
         ("t_switch", {"density": 1.1}, "density"),
+        ("auto_switch", {"density": 0.0}, "density"),
+        ("sce", {"density": 0.0}, "density"),
+        ("knots", {"density": 0.0}, "density"),
     ],
 )
 def test_hyperparameters_out_of_range_are_named_before_any_tensor_is_read(stem, changes, word):
