@@ -13,6 +13,7 @@ from baselines import (
     consensus,
     dare_ties,
     della,
+    free,
     iso_c,
     iso_cts,
     knots,
@@ -141,7 +142,7 @@ def test_rows_and_numbers_of_every_shape_pass(path):
     positions = {"positions": torch.arange(4)}
     base |= positions
     experts = {task: own | positions for task, own in experts.items()}
-    if path.stem in ("fisher", "regmean"):
+    if path.stem in ("esm", "fisher", "regmean"):
         pytest.skip("their statistics are those of other tensors")
     merged = materialize(
         call(path, base, experts, **({"shared": base} if "shared" in signature(target(path)).arguments else {}))
@@ -513,6 +514,29 @@ def test_sce_is_its_equation(density):
         close(moved(base, merged, name).flatten(), wanted)
 
 
+def test_free_filters_the_lowest_frequencies_and_keeps_the_largest_of_each_row():
+    base, experts = models()
+    merged = materialize(free.merge(base, experts, radius=0.5, scaling=0.7, density=0.25, rescale=8.0))
+    for name in MATRICES:
+        height, width = base[name].shape
+        total = 0
+        for own in vectors(base, experts, name):
+            spectrum = torch.fft.fft2(own)
+            for row in range(height):
+                for column in range(width):
+                    if math.hypot(row - height // 2, column - width // 2) > 0.5 * max(height, width):
+                        spectrum[row, column] = 0
+            total = total + torch.fft.ifft2(spectrum).real
+        close(moved(base, merged, name), 0.7 * total, 1e-5)
+        for task, expert in experts.items():
+            own = expert[name] - base[name]
+            kept = own.abs() >= own.abs().sort(1, descending=True).values[:, round(0.25 * width) - 1 :][:, :1]
+            close(dense(merged.exclusive[task][name]), 8 * own * kept)
+    assert not free.filtered(torch.ones(12, 12), 0.6).abs().max() > 1e-6, "a constant is the lowest frequency"
+    ripple = torch.tensor([1.0, -1.0]).repeat(6)[:, None] * torch.tensor([1.0, -1.0]).repeat(6)
+    close(free.filtered(ripple, 0.6), ripple)
+
+
 def test_disjoint_masks_copy_each_task():
     base = {"layer.0.w": torch.zeros(4)}
     experts = {"a": {"layer.0.w": torch.tensor([3.0, 0.1, 0, 0])}, "b": {"layer.0.w": torch.tensor([0.0, 0, 0.2, -5])}}
@@ -599,6 +623,12 @@ def test_tasks_draw_of_their_own():
         ("t_switch", {"density": 1.1}, "density"),
         ("auto_switch", {"density": 0.0}, "density"),
         ("sce", {"density": 0.0}, "density"),
+        ("free", {"radius": 0.0}, "radius"),
+        ("free", {"density": 0.0}, "density"),
+        ("free", {"rescale": math.inf}, "rescale"),
+        ("esm", {"rows": 0}, "rows"),
+        ("esm", {"power": -1.0}, "power"),
+        ("esm", {"scaling": math.inf}, "scaling"),
         ("knots", {"density": 0.0}, "density"),
     ],
 )

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from baselines import average, fisher, regmean
+from baselines import average, esm, fisher, regmean, tsv_m
 from support.commands import ROOT
 from support.methods import assert_same, call, grams, information, models
+from twinbench.merging.compress import basis
 
 NUMBERS = {
     "fisher": {"rows": 8, "normalize": False, "ridge": 1e-9},
@@ -184,3 +185,44 @@ def test_a_layer_that_one_expert_has_no_inputs_of_is_averaged():
     merged, mean = regmean_merged(base, experts, found), average.merge(base, experts).shared
     assert torch.equal(merged["up.weight"], mean["up.weight"])
     assert not torch.allclose(merged["down.weight"], mean["down.weight"])
+
+
+def test_esm_is_its_equation():
+    base, experts = models()
+    seen = {task: grams(base, f"{task} 5") for task in experts}
+    merged = esm.merge(base, experts, rows=5, power=0.15, scaling=0.7, gram=lambda task, _: seen[task], basis=basis)
+    for name in ("up.weight", "down.weight"):
+        given = {task: (own[name] - base[name]).double() for task, own in experts.items()}
+        height = len(base[name])
+        kept = height // 3
+        lefts, rights = [], []
+        for task, tau in given.items():
+            values, vectors = torch.linalg.eigh(tau @ seen[task][name].double() @ tau.T)
+            values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
+            weight = (values / values.mean()) ** 0.15
+            weight = weight / weight.mean()
+            lefts.append(vectors * weight)
+            rights.append(weight[:, None] * (vectors.T @ tau))
+        polars = []
+        for stacked in (torch.cat(lefts, 1), torch.cat(rights)):
+            u, s, v = torch.linalg.svd(stacked, full_matrices=False)
+            polars.append(s.mean() * u @ v)
+        wanted = 0.7 * polars[0] @ polars[1]  # each layer is alone of its kind
+        torch.testing.assert_close((merged.shared[name] - base[name]).double(), wanted, atol=1e-5, rtol=1e-4)
+    others = tsv_m.merge(base, experts, scaling=0.7, basis=basis).shared
+    assert all(merged.shared[name].equal(others[name]) for name in ("embed.weight", "up.bias", "norm.weight"))
+
+
+def test_esm_makes_loud_layers_louder():
+    """Of two layers of one kind, one three times the other: (3 / 2)^2 and (1 / 2)^2 times what each was."""
+    draw = torch.Generator().manual_seed(0)
+    tau = 0.1 * torch.randn(6, 6, generator=draw)
+    base = {f"layer.{i}.w": torch.zeros(6, 6) for i in range(2)}
+    expert = {"layer.0.w": 3 * tau, "layer.1.w": tau}
+    gram = {name: torch.eye(6) for name in base}
+    found = esm.merge(base, {"a": expert}, rows=1, power=0.0, scaling=1.0, gram=lambda *_: gram, basis=basis).shared
+    alone = esm.essential([tau], [torch.eye(6)], 0.0)
+    louder = esm.essential([3 * tau], [torch.eye(6)], 0.0)
+    share = float(louder.norm() / alone.norm())
+    torch.testing.assert_close(found["layer.0.w"], louder * (2 * share / (1 + share)) ** 2)
+    torch.testing.assert_close(found["layer.1.w"], alone * (2 / (1 + share)) ** 2)
