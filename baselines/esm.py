@@ -81,7 +81,7 @@ def essential(vectors: list[Tensor], grams: list[Tensor], power: float) -> Tenso
     kept = max(1, len(vectors[0]) // len(vectors))
     lefts, rights = [], []
     for vector, gram in zip(vectors, grams, strict=True):
-        directions, energy = _moving(vector, gram, kept)
+        directions, energy = moving(vector, gram, kept)
         weight = (energy / energy.mean().clamp(min=torch.finfo(energy.dtype).tiny)) ** power
         weight = weight / weight.mean().clamp(min=torch.finfo(weight.dtype).tiny)
         lefts.append(directions * weight)
@@ -90,7 +90,7 @@ def essential(vectors: list[Tensor], grams: list[Tensor], power: float) -> Tenso
     return _isotropic(left) @ _isotropic(right)
 
 
-def _moving(vector: Tensor, gram: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+def moving(vector: Tensor, gram: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """Leading eigenvectors (d_out, k) and eigenvalues (k,) of ``tau G tau^T``: squares of what ``tau G^1/2`` has."""
     values, vectors = torch.linalg.eigh(gram.double())
     root = (vectors * values.clamp(min=0).sqrt()).to(vector)

@@ -142,7 +142,7 @@ def test_rows_and_numbers_of_every_shape_pass(path):
     positions = {"positions": torch.arange(4)}
     base |= positions
     experts = {task: own | positions for task, own in experts.items()}
-    if path.stem in ("esm", "fisher", "regmean"):
+    if path.stem in ("esm", "esm_pp", "fisher", "regmean"):
         pytest.skip("their statistics are those of other tensors")
     merged = materialize(
         call(path, base, experts, **({"shared": base} if "shared" in signature(target(path)).arguments else {}))
@@ -627,6 +627,8 @@ def test_tasks_draw_of_their_own():
         ("free", {"density": 0.0}, "density"),
         ("free", {"rescale": math.inf}, "rescale"),
         ("esm", {"rows": 0}, "rows"),
+        ("esm_pp", {"rows": 0}, "rows"),
+        ("esm_pp", {"rank": 0}, "rank"),
         ("esm", {"power": -1.0}, "power"),
         ("esm", {"scaling": math.inf}, "scaling"),
         ("knots", {"density": 0.0}, "density"),

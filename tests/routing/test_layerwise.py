@@ -174,8 +174,8 @@ def test_tokens_of_one_text_take_routes_of_their_own(states, model, batch):
         def to(self, device):
             return self
 
-        def weights(self, x):
-            seen.append(self.gate.weights(x))
+        def weights(self, x, mask=None):
+            seen.append(self.gate.weights(x, mask))
             return seen[-1]
 
     watched = {name: Watched(gate) for name, gate in merged.gates.items()}

@@ -35,6 +35,7 @@ def call(path: Path, base, experts, **changes):
     prepared = {"shared": base, "seed": 0, "basis": basis}
     prepared["fisher"] = lambda expert, rows: information(base, f"{expert} {rows}")
     prepared["gram"] = lambda expert, rows: grams(base, f"{expert} {rows}")
+    prepared["means"] = lambda expert, rows: means(base, f"{expert} {rows}")
     values |= {name: prepared[name] for name in takes.arguments & prepared.keys()}
     module, _, function = leaf["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), function)(base, experts, **values | changes)
@@ -50,6 +51,11 @@ def grams(base, key: str, tokens: int = 20) -> dict:
     linear = {name: base[name].shape[1] for name in ("up.weight", "down.weight") if name in base}
     inputs = {name: torch.randn(tokens, width, generator=generator(0, key, name)) for name, width in linear.items()}
     return {name: found.T @ found / tokens for name, found in inputs.items()}
+
+
+def means(base, key: str) -> dict:
+    """Per linear layer of `models` a mean input, the same for the same key."""
+    return {name: gram[0] for name, gram in grams(base, key).items()}
 
 
 def assert_same(left, right, tolerance=0.0):
