@@ -13,6 +13,7 @@ from baselines import (
     consensus,
     dare_ties,
     della,
+    fr,
     free,
     iso_c,
     iso_cts,
@@ -516,7 +517,8 @@ def test_sce_is_its_equation(density):
 
 def test_free_filters_the_lowest_frequencies_and_keeps_the_largest_of_each_row():
     base, experts = models()
-    merged = materialize(free.merge(base, experts, radius=0.5, scaling=0.7, density=0.25, rescale=8.0))
+    shared = fr.merge(base, experts, radius=0.5, scaling=0.7).shared
+    merged = materialize(free.merge(base, experts, shared=shared, density=0.25, rescale=8.0))
     for name in MATRICES:
         height, width = base[name].shape
         total = 0
@@ -532,9 +534,9 @@ def test_free_filters_the_lowest_frequencies_and_keeps_the_largest_of_each_row()
             own = expert[name] - base[name]
             kept = own.abs() >= own.abs().sort(1, descending=True).values[:, round(0.25 * width) - 1 :][:, :1]
             close(dense(merged.exclusive[task][name]), 8 * own * kept)
-    assert not free.filtered(torch.ones(12, 12), 0.6).abs().max() > 1e-6, "a constant is the lowest frequency"
+    assert not fr.filtered(torch.ones(12, 12), 0.6).abs().max() > 1e-6, "a constant is the lowest frequency"
     ripple = torch.tensor([1.0, -1.0]).repeat(6)[:, None] * torch.tensor([1.0, -1.0]).repeat(6)
-    close(free.filtered(ripple, 0.6), ripple)
+    close(fr.filtered(ripple, 0.6), ripple)
 
 
 def test_disjoint_masks_copy_each_task():
@@ -623,7 +625,8 @@ def test_tasks_draw_of_their_own():
         ("t_switch", {"density": 1.1}, "density"),
         ("auto_switch", {"density": 0.0}, "density"),
         ("sce", {"density": 0.0}, "density"),
-        ("free", {"radius": 0.0}, "radius"),
+        ("fr", {"radius": 0.0}, "radius"),
+        ("fr", {"scaling": math.inf}, "scaling"),
         ("free", {"density": 0.0}, "density"),
         ("free", {"rescale": math.inf}, "rescale"),
         ("esm", {"rows": 0}, "rows"),

@@ -45,6 +45,16 @@ def test_what_cannot_be_measured_is_refused(overrides, words):
         planned(*overrides.split())
 
 
+def test_the_known_task_takes_the_place_of_every_route():
+    gates, known = planned("method=smile"), planned("method=smile", "router=oracle")
+    assert (gates.route, gates.router) == ("layer", None)
+    assert (known.route, known.router) == ("task", {"name": "oracle"})
+    assert gates.run_id == planned("method=smile", "router=text").run_id != known.run_id
+    assert planned("method=average", "router=oracle").route is None
+    with pytest.raises(ValueError, match="method=smile goes by the known task, and no expert of sst2, tweet"):
+        planned("method=smile", "router=oracle", "suite.merged=[trec,sms]")
+
+
 def test_unseen_tasks_are_scored_under_strict():
     for method in ("average", "twin_merging"):
         assert planned("suite.merged=[trec,sms]", f"method={method}").protocol == "strict"
