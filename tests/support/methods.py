@@ -36,6 +36,9 @@ def call(path: Path, base, experts, **changes):
     prepared["fisher"] = lambda expert, rows: information(base, f"{expert} {rows}")
     prepared["gram"] = lambda expert, rows: grams(base, f"{expert} {rows}")
     prepared["means"] = lambda expert, rows: means(base, f"{expert} {rows}")
+    prepared["entropy"] = prepared["test_entropy"] = lambda state, *_: {
+        n: torch.zeros_like(t) for n, t in state.items()
+    }
     values |= {name: prepared[name] for name in takes.arguments & prepared.keys()}
     module, _, function = leaf["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), function)(base, experts, **values | changes)
