@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from baselines import average, esm, fisher, regmean, tsv_m
+from baselines import average, esm, fisher, regmean, regmean_pp, tsv_m
 from support.commands import ROOT
 from support.methods import assert_same, call, grams, information, models
 from twinbench.merging.compress import basis
@@ -117,6 +117,40 @@ def test_regmean_minimizes_the_distance_of_the_outputs(scaling):
     rest = [name for name in base if name not in inputs["task0"]]
     mean = average.merge(base, experts).shared
     assert all(torch.equal(merged[name], mean[name]) for name in rest)
+
+
+def test_regmean_pp_merges_each_block_on_top_of_the_merged_ones():
+    """What it hands to its statistics is merged below the block and the expert's from there on."""
+    draw = torch.Generator().manual_seed(0)
+    names = ["embed.weight", "layer.0.up.weight", "layer.1.up.weight", "layer.1.norm.weight"]
+    shapes = [(5, 4), (4, 4), (4, 4), (4,)]
+    make = lambda: {name: torch.randn(shape, generator=draw) for name, shape in zip(names, shapes, strict=True)}  # noqa: E731
+    base, experts, asked = make(), {"a": make(), "b": make()}, []
+
+    def statistics(state, expert, rows, layers):
+        asked.append((expert, rows, tuple(layers), {name: tensor.clone() for name, tensor in state.items()}))
+        return {name: torch.diag(state["embed.weight"][0].abs() + len(asked)) for name in layers}
+
+    numbers = {"rows": 8, "scaling": 1.0, "ridge": 1e-12}
+    merged = regmean_pp.merge(base, experts, **numbers, prefix_gram=statistics).shared
+    mean = average.merge(base, experts).shared
+    assert [(expert, rows, layers) for expert, rows, layers, _ in asked] == [
+        (expert, 8, (f"layer.{number}.up.weight",)) for number in (0, 1) for expert in "ab"
+    ]
+    for number, (expert, _, _, state) in zip((0, 0, 1, 1), asked, strict=True):
+        assert torch.equal(state["embed.weight"], mean["embed.weight"])
+        below = merged if number else experts[expert]
+        assert torch.equal(state["layer.0.up.weight"], below["layer.0.up.weight"])
+        assert torch.equal(state["layer.1.up.weight"], experts[expert]["layer.1.up.weight"])
+    for number in (0, 1):
+        name = f"layer.{number}.up.weight"
+        found = {
+            expert: {name: torch.diag(mean["embed.weight"][0].abs() + 2 * number + place + 1)}
+            for place, expert in enumerate(experts)
+        }
+        plain = regmean_merged({name: base[name]}, experts, found, ridge=1e-12)
+        torch.testing.assert_close(merged[name], plain[name])
+    assert torch.equal(merged["layer.1.norm.weight"], mean["layer.1.norm.weight"])
 
 
 def test_directions_that_no_task_has_inputs_in_are_averaged():

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from support.family import CLASSES, bench, opened
-from twinbench.prepared import fisher, gram, means
+from twinbench.prepared import fisher, gram, means, prefix_gram
 from twinbench.system import source
 from twinbench.weights import disk_cache
 
@@ -83,6 +83,20 @@ def test_gram_is_the_mean_outer_product_of_a_layers_inputs(family, suite, expert
     for name, inputs in seen.items():
         wanted = torch.stack([text.mean(0) for text in inputs]).mean(0)
         torch.testing.assert_close(averages[name], wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_prefix_gram_is_gram_under_the_experts_own_weights_and_another_under_others(suite):
+    own = bench(suite, 3)
+    wanted = dict(gram.prepare(own)("colours", ROWS))
+    names = [name for name in wanted if "layer.0" in name]
+    ask = prefix_gram.prepare(own)
+    found = ask(suite.experts["colours"], "colours", ROWS, names)
+    assert list(found) == names
+    for name in names:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=1e-5)
+    upper = [name for name in wanted if "layer.1" in name]
+    other = ask(suite.experts["letters"], "colours", ROWS, upper)
+    assert all(not torch.allclose(other[name], wanted[name], rtol=1e-3) for name in upper)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 7])

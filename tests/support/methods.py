@@ -36,6 +36,9 @@ def call(path: Path, base, experts, **changes):
     prepared["fisher"] = lambda expert, rows: information(base, f"{expert} {rows}")
     prepared["gram"] = lambda expert, rows: grams(base, f"{expert} {rows}")
     prepared["means"] = lambda expert, rows: means(base, f"{expert} {rows}")
+    prepared["prefix_gram"] = lambda state, expert, rows, names: {
+        n: g for n, g in grams(base, expert).items() if n in names
+    }
     prepared["entropy"] = prepared["test_entropy"] = lambda state, *_: {
         n: torch.zeros_like(t) for n, t in state.items()
     }
