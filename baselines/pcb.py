@@ -59,10 +59,10 @@ def merge(
     bounds = [_bounds(base, experts, names, balance, position, density) for position in range(len(experts))]
 
     def combine(origin: Tensor, pieces: list[Tensor]) -> Tensor:
-        vectors, betas = balance(origin, pieces)
+        vectors, beta = balance(origin, pieces)
         total, weights = torch.zeros_like(origin), torch.zeros_like(origin)
-        for vector, beta, (least, most) in zip(vectors, betas, bounds, strict=True):
-            weight = (beta.clamp(min=least) - least) / ((most - least) or 1.0)
+        for position, (vector, (least, most)) in enumerate(zip(vectors, bounds, strict=True)):
+            weight = (beta(position).clamp(min=least) - least) / ((most - least) or 1.0)
             total += weight * vector
             weights += weight
         return torch.add(origin, total / weights.clamp(min=1e-12), alpha=scaling)
@@ -70,13 +70,13 @@ def merge(
     return Merged(by_pieces(base, experts, lambda name: combine))
 
 
-Balance = Callable[[Tensor, list[Tensor]], tuple[list[Tensor], list[Tensor]]]
+Balance = Callable[[Tensor, list[Tensor]], tuple[list[Tensor], Callable[[int], Tensor]]]
 
 
 def _balance(ends: list[tuple[float, float]], inter: str) -> Balance:
-    """From a piece of the base and of the experts the clipped task vectors and their betas."""
+    """From a piece of the base and of the experts the clipped task vectors, and by position an expert's betas."""
 
-    def balanced(origin: Tensor, pieces: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def balanced(origin: Tensor, pieces: list[Tensor]) -> tuple[list[Tensor], Callable[[int], Tensor]]:
         vectors, shares = [], []
         for piece, (least, most) in zip(pieces, ends, strict=True):
             vector = piece - origin
@@ -85,9 +85,11 @@ def _balance(ends: list[tuple[float, float]], inter: str) -> Balance:
             shares.append((size - least) / ((most - least) or 1.0))
         signed = vectors if inter == "sum" else [v.sign() * share for v, share in zip(vectors, shares, strict=True)]
         against = sum(signed)
-        count = len(vectors)
-        betas = [(count * n * n).exp() * (v * against).tanh() for v, n in zip(vectors, shares, strict=True)]
-        return vectors, betas
+
+        def beta(position: int) -> Tensor:
+            return (len(vectors) * shares[position].square()).exp() * (vectors[position] * against).tanh()
+
+        return vectors, beta
 
     return balanced
 
@@ -103,7 +105,8 @@ def _bounds(
     """Of one expert's betas the least that is kept, and the largest."""
 
     def beta(name: str) -> Tensor:
-        return balance(base[name].float(), [own[name].float() for own in experts.values()])[1][position].clamp(min=0)
+        _, found = balance(base[name].float(), [own[name].float() for own in experts.values()])
+        return found(position).clamp(min=0)
 
     betas = StateDict(names, beta)
     return kept_above(betas, density), max(float(betas[name].max()) for name in names)
