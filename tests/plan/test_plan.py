@@ -37,6 +37,9 @@ def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
         ("suite.merged=[trec,sms] router=oracle", "method=twin_merging goes by the known task, and no expert"),
         ("method@shared=individual", "method@shared=individual: the shared expert needs a static method"),
         ("split=dev", "unknown split 'dev'"),
+        ("suite.scaled={trek:2}", "unknown task in suite.scaled 'trek'; did you mean 'trec'"),
+        ("suite.scaled={trec:x}", "suite.scaled.trec must be a finite number, got 'x'"),
+        ("suite.merged=[sms] suite.scaled={trec:2}", "unknown task in suite.scaled 'trec'"),
         ("suite=glue_roberta", "is read at commits .*suite.revision=COMMIT of lu-vae/roberta-glue"),
     ],
 )
