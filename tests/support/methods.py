@@ -39,6 +39,7 @@ def call(path: Path, base, experts, **changes):
     prepared["prefix_gram"] = lambda state, expert, rows, names: {
         n: g for n, g in grams(base, expert).items() if n in names
     }
+    prepared["joint"] = lambda *_: dict(base)
     prepared["entropy"] = prepared["test_entropy"] = lambda state, *_: {
         n: torch.zeros_like(t) for n, t in state.items()
     }
