@@ -1,4 +1,4 @@
-"""``joint(split, rows, epochs, lr, size, seed)``: the base, trained on all tasks' rows together under the experts' heads.
+"""``joint(split, rows, epochs, lr, size, seed)``: the base, trained on all tasks together under the experts' heads.
 
 The rival that merging wants to spare: whoever has the rows can train one model on them. The heads stay those of the
 experts, so that it is scored as every merge is. A batch is of one task, tasks take turns in proportion to their rows;
