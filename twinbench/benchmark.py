@@ -46,7 +46,7 @@ def run(bench: Workbench, setting: Setting, protocol: Protocol, split: str = "te
     suite, frames = bench.suite, []
     with peak_memory(bench.device) as peak, others() as elsewhere:
         made, merge_seconds = merged(bench, setting.method, setting.gold_biases)
-        router_bytes, router_seconds = gate_bytes(made), 0.0
+        router_bytes, router_seconds = gate_bytes(made) if setting.route == "layer" else 0, 0.0
         if setting.router:
             router, router_seconds = learned.learned(bench, setting)
             router_bytes += learned.router_bytes(bench, setting, router, made.shared)

@@ -54,28 +54,45 @@ def main(cfg: DictConfig) -> None:
 def run(cfg: DictConfig) -> None:
     """Check the configuration before any weight is read, and merge."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    name = HydraConfig.get().runtime.choices["method"]
-    takes = check(config, name)
+    choices = HydraConfig.get().runtime.choices
+    names = {"method": choices["method"], "shared": choices["method@shared"]}
+    takes = check(config, names)
     sources = {who: _source(where) for who, where in {"base": config["base"], **config["experts"]}.items()}
-    bound = {"seed": config["seed"]} if "seed" in takes.arguments else {}
-    asks = {name: importlib.import_module(f"twinbench.prepared.{name}") for name in takes.arguments & NAMED}
-    prepared = {name: module.prepare(None) for name, module in asks.items()}
-    method = functools.partial(instantiate(cfg.method), **bound, **prepared)
+    method = bound(cfg, takes)
     with mistakes():
         method({}, {expert: {} for expert in config["experts"]})
     folders = {who: fetch(source) for who, source in sources.items()}
     start = time.perf_counter()
-    text = card(name, hyperparameters(config["method"]) | bound, sources)
+    values = hyperparameters(config["method"])
+    values |= {"seed": config["seed"]} if any("seed" in each.arguments for each in takes.values()) else {}
+    values |= {"shared": {"method": names["shared"], **hyperparameters(config["shared"])}} if "shared" in takes else {}
+    text = card(names["method"], values, sources)
     out = Path(config["out"]).expanduser()
     size = merge(folders.pop("base"), folders, method, out, config["shard_bytes"], text)
     print(f"wrote {out}: {size:,} bytes of weights in {time.perf_counter() - start:.2f} s", flush=True)
 
 
-def check(config: Mapping, name: str) -> Signature:
+def bound(cfg: DictConfig, takes: Mapping[str, Signature]) -> Callable[..., Merged]:
+    """The method with all its arguments; where it modifies a static method's result, that is made first."""
+    made = {}
+    for which, signature in takes.items():
+        given = {"seed": cfg.seed} if "seed" in signature.arguments else {}
+        asks = {name: importlib.import_module(f"twinbench.prepared.{name}") for name in signature.arguments & NAMED}
+        given |= {name: module.prepare(None) for name, module in asks.items()}
+        made[which] = functools.partial(instantiate(cfg[which]), **given)
+    if "shared" not in made:
+        return made["method"]
+    return lambda base, experts: made["method"](base, experts, shared=made["shared"](base, experts).shared)
+
+
+def check(config: Mapping, names: Mapping[str, str]) -> dict[str, Signature]:
     """Find what is wrong with a resolved configuration.
 
+    Args:
+        names: the chosen files of ``method`` and of ``shared``.
+
     Returns:
-        The signature of its method.
+        The signature of its method, and under ``shared`` that of the static method whose result it modifies.
 
     Raises:
         ValueError: one line with the key, the value and what is legal.
@@ -84,20 +101,9 @@ def check(config: Mapping, name: str) -> Signature:
     preflight.whole("shard_bytes", config["shard_bytes"])
     targets.check_kind("allow", config["allow"], "list[str]")
     targets.check(config, config["allow"])
-    takes = checked_signature(name, config["method"])
-    if takes.route in UNWRITTEN:
-        raise Mistake(
-            f"method={name} gives {UNWRITTEN[takes.route]}, and no command writes these to disk; choose a static "
-            "method, such as ties"
-        )
-    if takes.route or "shared" in takes.arguments:
-        raise Mistake(
-            f"method={name} gives a shared model with adapters: a suite of classifiers is written so by "
-            f"python run.py suite=NAME method={name} export=DIR; here choose a static method, such as ties"
-        )
-    for argument in sorted(takes.arguments & NAMED):
-        _check_needs_no_data(name, argument)
-    targets.check_kinds("method", hyperparameters(config["method"]), targets.arguments(config["method"]["_target_"]))
+    takes = {"method": _checked(config, names, "method")}
+    if "shared" in takes["method"].arguments:
+        takes["shared"] = _checked(config, names, "shared")
     experts = config["experts"]
     if not isinstance(experts, dict) or not experts:
         raise Mistake(f"experts must map names to sources, experts='{{a: DIR, b: DIR}}'; got {experts!r}")
@@ -109,6 +115,26 @@ def check(config: Mapping, name: str) -> Signature:
         raise Mistake("experts: the name base is the base's own")
     if not isinstance(config["out"], str) or not config["out"]:
         raise Mistake(f"out must be a new folder, got {config['out']!r}")
+    return takes
+
+
+def _checked(config: Mapping, names: Mapping[str, str], which: str) -> Signature:
+    """The signature of the method or of the one that it modifies; raises ValueError unless it takes weights alone."""
+    takes, name = checked_signature(names[which], config[which]), names[which]
+    group = "method" if which == "method" else "method@shared"
+    if takes.route in UNWRITTEN:
+        raise Mistake(
+            f"{group}={name} gives {UNWRITTEN[takes.route]}, and no command writes these to disk; choose a static "
+            "method, such as ties"
+        )
+    if takes.route or (which == "shared" and "shared" in takes.arguments):
+        raise Mistake(
+            f"{group}={name} gives a shared model with adapters: a suite of classifiers is written so by "
+            f"python run.py suite=NAME method={name} export=DIR; here choose a static method, such as ties"
+        )
+    for argument in sorted(takes.arguments & NAMED):
+        _check_needs_no_data(name, argument)
+    targets.check_kinds(which, hyperparameters(config[which]), targets.arguments(config[which]["_target_"]))
     return takes
 
 

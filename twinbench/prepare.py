@@ -3,11 +3,13 @@
 import functools
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 from hydra.utils import instantiate
+from torch import Tensor
 
 from twinbench import benchmark
 from twinbench.assets.sources import fetch
@@ -15,7 +17,7 @@ from twinbench.merging.method import Method
 from twinbench.plan.identity import expert_folder, hashed
 from twinbench.plan.job import Job
 from twinbench.plan.signature import NAMED
-from twinbench.plan.suite import merged, own_experts, recipe
+from twinbench.plan.suite import merged, own_experts, recipe, scaled
 from twinbench.protocol import PROTOCOLS
 from twinbench.records import provenance, store
 from twinbench.routing.learned import Setting
@@ -25,6 +27,7 @@ from twinbench.system import cached, processes
 from twinbench.system.device import check_precision, picked
 from twinbench.system.memory import keep_freed
 from twinbench.system.mistakes import Mistake
+from twinbench.weights.state_dict import StateDict
 from twinbench.workbench import Workbench
 
 
@@ -123,7 +126,19 @@ def opened(suite: Mapping, device: str) -> Suite:
             name: kind.finetune(base, tasks[name], how, expert_folder(suite, name), device, words)
             for name, how in recipes.items()
         }
-    return kind.open_suite(base, folders, tasks, kind.open_tokenizer(words), suite | {"merged": merged(suite)}, kind)
+    settings = suite | {"merged": merged(suite)}
+    return _scaled(kind.open_suite(base, folders, tasks, kind.open_tokenizer(words), settings, kind), scaled(suite))
+
+
+def _scaled(suite: Suite, factors: Mapping[str, float]) -> Suite:
+    """The suite with the task vectors of some experts multiplied: ``base + factor * (expert - base)``."""
+
+    def moved(task: str, name: str) -> Tensor:
+        origin = suite.base[name]
+        return (origin + factors[task] * (suite.experts[task][name] - origin)).to(origin.dtype)
+
+    farther = {task: StateDict(suite.base, lambda name, task=task: moved(task, name)) for task in factors}
+    return replace(suite, experts={**suite.experts, **farther}) if farther else suite
 
 
 def read(suite: Mapping) -> dict[str, Task]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
 
-from baselines import task_arithmetic, ties
+from baselines import lines, magmax, task_arithmetic, ties
 from support.commands import OS_ENVIRON, ROOT
 from support.family import CLASSES, edit_weights, tokenizer
 from twinbench.merge import card, check, merge
@@ -168,6 +168,17 @@ def test_a_method_gets_what_reads_no_data(models):
     assert list((models / "cache" / "factors").glob("*.safetensors"))
 
 
+def test_a_modifier_is_given_what_the_static_method_made(models):
+    given = [f"base={models / 'base'}", f"experts={{a: {models / 'whole'}}}", f"out={models / 'out'}"]
+    done = command(*given, "method=lines", "method.slope=0.5", "method@shared=magmax", "shared.scaling=0.8")
+    assert done.returncode == 0, done.stderr
+    base, whole, merged = (read_checkpoint(models / name) for name in ("base", "whole", "out"))
+    made = magmax.merge(base, {"a": whole}, scaling=0.8).shared
+    wanted = lines.merge(base, {"a": whole}, shared=made, intercept=None, slope=0.5).shared
+    assert all(torch.equal(merged[name], wanted[name]) for name in base)
+    assert '"shared": {"method": "magmax", "scaling": 0.8}' in (models / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -206,6 +217,9 @@ SETTINGS = {
     "shard_bytes": LIMIT,
     "method": {"_target_": "baselines.task_arithmetic.merge", "_partial_": True, "scaling": 0.3},
 }
+SETTINGS["shared"] = SETTINGS["method"]
+NAMES = {"method": "M", "shared": "S"}
+LINES = {"_target_": "baselines.lines.merge", "_partial_": True, "intercept": None, "slope": 0.4}
 INDIVIDUAL = {"_target_": "baselines.individual.merge", "_partial_": True}
 SMILE = {"_target_": "baselines.smile.merge", "_partial_": True, "rank": 32, "gate_rank": 1, "top_k": 1}
 TWIN = {
@@ -232,6 +246,8 @@ TWIN = {
         ({"method": INDIVIDUAL}, "gives each task a model of its own, and no command writes these to disk"),
         ({"method": SMILE}, "gives each linear layer experts of its own, and no command writes these to disk"),
         ({"method": TWIN}, "is written so by python run.py suite=NAME method=M export=DIR"),
+        ({"method": LINES, "shared": LINES}, "method@shared=S gives a shared model with adapters"),
+        ({"method": LINES, "shared": SMILE}, "method@shared=S gives each linear layer experts of its own"),
         ({"method": {"_target_": "os.system", "_partial_": True}}, "only functions in baselines and twinbench"),
         (
             {"method": SETTINGS["method"] | {"scaling": math.nan}},
@@ -240,6 +256,7 @@ TWIN = {
     ],
 )
 def test_mistakes_in_what_is_composed(changes, words):
-    check(SETTINGS, "M")
+    check(SETTINGS, NAMES)
+    assert check(SETTINGS | {"method": LINES}, NAMES).keys() == {"method", "shared"}
     with pytest.raises(ValueError, match=re.escape(words)):
-        check(SETTINGS | changes, "M")
+        check(SETTINGS | changes, NAMES)

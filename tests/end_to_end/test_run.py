@@ -65,6 +65,15 @@ def test_methods_of_one_name_and_other_code_do_not_share_a_merge(bench, monkeypa
     assert average["size"] != base["size"]
 
 
+def test_a_stretched_task_vector_is_merged_as_that(bench):
+    """Twice a task vector at half the scaling is the expert itself, where the others are zero times theirs."""
+    none = "suite.scaled={letters: 2, colours: 0, size: 0}"
+    assert bench("method=task_arithmetic", "method.scaling=0.5", none) == "ok"
+    assert bench("method=expert", "method.task=letters") == "ok"
+    merged, own = primary(bench.results, method="task_arithmetic"), primary(bench.results, method="expert")
+    assert merged["letters"] == pytest.approx(own["letters"]) and merged["size"] == pytest.approx(own["size"], abs=1e-5)
+
+
 def test_a_run_leaves_complete_records_and_predictions(bench, capsys):
     assert bench("method=twin_merging") == "ok"
     rows = store.read(bench.results)

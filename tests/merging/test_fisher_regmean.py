@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from baselines import average, fisher, regmean
+from baselines import average, esm, fisher, regmean, regmean_pp, tsv_m
 from support.commands import ROOT
 from support.methods import assert_same, call, grams, information, models
+from twinbench.merging.compress import basis
 
 NUMBERS = {
     "fisher": {"rows": 8, "normalize": False, "ridge": 1e-9},
@@ -118,6 +119,40 @@ def test_regmean_minimizes_the_distance_of_the_outputs(scaling):
     assert all(torch.equal(merged[name], mean[name]) for name in rest)
 
 
+def test_regmean_pp_merges_each_block_on_top_of_the_merged_ones():
+    """What it hands to its statistics is merged below the block and the expert's from there on."""
+    draw = torch.Generator().manual_seed(0)
+    names = ["embed.weight", "layer.0.up.weight", "layer.1.up.weight", "layer.1.norm.weight"]
+    shapes = [(5, 4), (4, 4), (4, 4), (4,)]
+    make = lambda: {name: torch.randn(shape, generator=draw) for name, shape in zip(names, shapes, strict=True)}  # noqa: E731
+    base, experts, asked = make(), {"a": make(), "b": make()}, []
+
+    def statistics(state, expert, rows, layers):
+        asked.append((expert, rows, tuple(layers), {name: tensor.clone() for name, tensor in state.items()}))
+        return {name: torch.diag(state["embed.weight"][0].abs() + len(asked)) for name in layers}
+
+    numbers = {"rows": 8, "scaling": 1.0, "ridge": 1e-12}
+    merged = regmean_pp.merge(base, experts, **numbers, prefix_gram=statistics).shared
+    mean = average.merge(base, experts).shared
+    assert [(expert, rows, layers) for expert, rows, layers, _ in asked] == [
+        (expert, 8, (f"layer.{number}.up.weight",)) for number in (0, 1) for expert in "ab"
+    ]
+    for number, (expert, _, _, state) in zip((0, 0, 1, 1), asked, strict=True):
+        assert torch.equal(state["embed.weight"], mean["embed.weight"])
+        below = merged if number else experts[expert]
+        assert torch.equal(state["layer.0.up.weight"], below["layer.0.up.weight"])
+        assert torch.equal(state["layer.1.up.weight"], experts[expert]["layer.1.up.weight"])
+    for number in (0, 1):
+        name = f"layer.{number}.up.weight"
+        found = {
+            expert: {name: torch.diag(mean["embed.weight"][0].abs() + 2 * number + place + 1)}
+            for place, expert in enumerate(experts)
+        }
+        plain = regmean_merged({name: base[name]}, experts, found, ridge=1e-12)
+        torch.testing.assert_close(merged[name], plain[name])
+    assert torch.equal(merged["layer.1.norm.weight"], mean["layer.1.norm.weight"])
+
+
 def test_directions_that_no_task_has_inputs_in_are_averaged():
     base, experts = models()
     seen = torch.zeros(8, 8)
@@ -184,3 +219,44 @@ def test_a_layer_that_one_expert_has_no_inputs_of_is_averaged():
     merged, mean = regmean_merged(base, experts, found), average.merge(base, experts).shared
     assert torch.equal(merged["up.weight"], mean["up.weight"])
     assert not torch.allclose(merged["down.weight"], mean["down.weight"])
+
+
+def test_esm_is_its_equation():
+    base, experts = models()
+    seen = {task: grams(base, f"{task} 5") for task in experts}
+    merged = esm.merge(base, experts, rows=5, power=0.15, scaling=0.7, gram=lambda task, _: seen[task], basis=basis)
+    for name in ("up.weight", "down.weight"):
+        given = {task: (own[name] - base[name]).double() for task, own in experts.items()}
+        height = len(base[name])
+        kept = height // 3
+        lefts, rights = [], []
+        for task, tau in given.items():
+            values, vectors = torch.linalg.eigh(tau @ seen[task][name].double() @ tau.T)
+            values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
+            weight = (values / values.mean()) ** 0.15
+            weight = weight / weight.mean()
+            lefts.append(vectors * weight)
+            rights.append(weight[:, None] * (vectors.T @ tau))
+        polars = []
+        for stacked in (torch.cat(lefts, 1), torch.cat(rights)):
+            u, s, v = torch.linalg.svd(stacked, full_matrices=False)
+            polars.append(s.mean() * u @ v)
+        wanted = 0.7 * polars[0] @ polars[1]  # each layer is alone of its kind
+        torch.testing.assert_close((merged.shared[name] - base[name]).double(), wanted, atol=1e-5, rtol=1e-4)
+    others = tsv_m.merge(base, experts, scaling=0.7, basis=basis).shared
+    assert all(merged.shared[name].equal(others[name]) for name in ("embed.weight", "up.bias", "norm.weight"))
+
+
+def test_esm_makes_loud_layers_louder():
+    """Of two layers of one kind, one three times the other: (3 / 2)^2 and (1 / 2)^2 times what each was."""
+    draw = torch.Generator().manual_seed(0)
+    tau = 0.1 * torch.randn(6, 6, generator=draw)
+    base = {f"layer.{i}.w": torch.zeros(6, 6) for i in range(2)}
+    expert = {"layer.0.w": 3 * tau, "layer.1.w": tau}
+    gram = {name: torch.eye(6) for name in base}
+    found = esm.merge(base, {"a": expert}, rows=1, power=0.0, scaling=1.0, gram=lambda *_: gram, basis=basis).shared
+    alone = esm.essential([tau], [torch.eye(6)], 0.0)
+    louder = esm.essential([3 * tau], [torch.eye(6)], 0.0)
+    share = float(louder.norm() / alone.norm())
+    torch.testing.assert_close(found["layer.0.w"], louder * (2 * share / (1 + share)) ** 2)
+    torch.testing.assert_close(found["layer.1.w"], alone * (2 / (1 + share)) ** 2)

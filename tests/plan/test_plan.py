@@ -37,12 +37,25 @@ def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
         ("suite.merged=[trec,sms] router=oracle", "method=twin_merging goes by the known task, and no expert"),
         ("method@shared=individual", "method@shared=individual: the shared expert needs a static method"),
         ("split=dev", "unknown split 'dev'"),
+        ("suite.scaled={trek:2}", "unknown task in suite.scaled 'trek'; did you mean 'trec'"),
+        ("suite.scaled={trec:x}", "suite.scaled.trec must be a finite number, got 'x'"),
+        ("suite.merged=[sms] suite.scaled={trec:2}", "unknown task in suite.scaled 'trec'"),
         ("suite=glue_roberta", "is read at commits .*suite.revision=COMMIT of lu-vae/roberta-glue"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(overrides, words):
     with pytest.raises(ValueError, match=words):
         planned(*overrides.split())
+
+
+def test_the_known_task_takes_the_place_of_every_route():
+    gates, known = planned("method=smile"), planned("method=smile", "router=oracle")
+    assert (gates.route, gates.router) == ("layer", None)
+    assert (known.route, known.router) == ("task", {"name": "oracle"})
+    assert gates.run_id == planned("method=smile", "router=text").run_id != known.run_id
+    assert planned("method=average", "router=oracle").route is None
+    with pytest.raises(ValueError, match="method=smile goes by the known task, and no expert of sst2, tweet"):
+        planned("method=smile", "router=oracle", "suite.merged=[trec,sms]")
 
 
 def test_unseen_tasks_are_scored_under_strict():

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from support.family import CLASSES, bench, opened
-from twinbench.prepared import fisher, gram
+from twinbench.prepared import fisher, gram, means, prefix_gram
 from twinbench.system import source
 from twinbench.weights import disk_cache
 
@@ -78,6 +78,25 @@ def test_gram_is_the_mean_outer_product_of_a_layers_inputs(family, suite, expert
         assert len(x) == sum(row["input_ids"].numel() for row in rows)
         torch.testing.assert_close(found[5][name], x.T @ x / len(x), atol=1e-6, rtol=1e-5)
         assert torch.equal(found[5][name], found[1][name]), "remembered"
+    averages = dict(means.prepare(bench(suite, 5))(expert, ROWS))
+    assert averages.keys() == seen.keys()
+    for name, inputs in seen.items():
+        wanted = torch.stack([text.mean(0) for text in inputs]).mean(0)
+        torch.testing.assert_close(averages[name], wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_prefix_gram_is_gram_under_the_experts_own_weights_and_another_under_others(suite):
+    own = bench(suite, 3)
+    wanted = dict(gram.prepare(own)("colours", ROWS))
+    names = [name for name in wanted if "layer.0" in name]
+    ask = prefix_gram.prepare(own)
+    found = ask(suite.experts["colours"], "colours", ROWS, names)
+    assert list(found) == names
+    for name in names:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=1e-5)
+    upper = [name for name in wanted if "layer.1" in name]
+    other = ask(suite.experts["letters"], "colours", ROWS, upper)
+    assert all(not torch.allclose(other[name], wanted[name], rtol=1e-3) for name in upper)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 7])
@@ -99,7 +118,7 @@ def test_a_layer_whose_padding_is_not_known_is_named():
         gram._without_padding("up", torch.zeros(2, 2, 2), mask)
 
 
-@pytest.mark.parametrize(("argument", "measure"), [(fisher, "diagonal"), (gram, "grams")])
+@pytest.mark.parametrize(("argument", "measure"), [(fisher, "diagonal"), (gram, "grams"), (means, "mean_inputs")])
 def test_statistics_are_measured_once_for_the_same_expert_and_rows(suite, monkeypatch, argument, measure):
     name, runs, real = "encoder.layer.0.output.dense.weight", [], getattr(argument, measure)
     monkeypatch.setattr(argument, measure, lambda *given: runs.append(given[1:3]) or real(*given))
@@ -117,7 +136,7 @@ def test_statistics_are_measured_once_for_the_same_expert_and_rows(suite, monkey
     assert runs == [("size", ROWS), ("size", ROWS - 1), ("size", ROWS), ("size", ROWS)]
 
 
-@pytest.mark.parametrize(("argument", "measure"), [(fisher, "diagonal"), (gram, "grams")])
+@pytest.mark.parametrize(("argument", "measure"), [(fisher, "diagonal"), (gram, "grams"), (means, "mean_inputs")])
 def test_statistics_are_measured_anew_for_other_code_or_another_dtype(suite, monkeypatch, argument, measure):
     name, runs, real = "encoder.layer.0.output.dense.weight", [], getattr(argument, measure)
     monkeypatch.setattr(argument, measure, lambda *given: runs.append(1) or real(*given))

@@ -149,3 +149,18 @@ def test_a_suite_whose_test_was_never_scored_is_reported_on_its_held_out_rows(re
     assert any("validation" in name for name in make(results, suite="toy")["tables"])
     add_run(results, "t0", "individual", guess(0.9))
     assert not any("validation" in name for name in make(results, suite="toy")["tables"])
+
+
+def test_what_has_read_the_tests_inputs_has_a_table_of_its_own(results):
+    before = table(results)
+    add_run(results, "x0", "adamerging_tta", guess(0.99), reads="test inputs")
+    add_run(results, "x1", "adamerging", guess(0.8), reads="training inputs")
+    found = make(results, suite="toy")["tables"]
+    apart = next(found[name] for name in found if "adapted" in name and "normalized" in name)
+    assert apart["method"].tolist() == ["adamerging_tta"]
+    assert 0 < apart["average"][0] < 120, "it is still divided by the experts' scores"
+    together = table(results)
+    assert set(together.index) == {*before.index, "adamerging"}
+    assert (results / "reports" / "toy" / "leaderboard.md").read_text().count(
+        "adapted to the inputs that are scored"
+    ) == 1

@@ -1,22 +1,29 @@
 """Gates in every linear layer equal their definition, written out over tokens, experts and layers."""
 
 import re
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from baselines import smile
-from support.family import CLASSES, tokenizer
+from support.family import CLASSES, bench, opened, tokenizer
 from support.language import NEW, generated, left_padded, log_likelihoods, prompts
 from twinbench.merging.compress import basis, magnitude
 from twinbench.merging.gates import Projections
 from twinbench.merging.merged import Merged, materialize
+from twinbench.merging.method import Method
 from twinbench.routing.layerwise import gated
+from twinbench.routing.learned import Setting
 from twinbench.system.mistakes import Mistake
+from twinbench.tasks.metrics import predictions
 from twinbench.weights.parts import LowRank, dense
 from twinbench.weights.state_dict import read_checkpoint
+from twinbench.workloads.classification.open import classifier
+from twinbench.workloads.classification.score import forward, score
 
 TEXTS = ["w0 w1", "w30 w31 w32 w33 w34 w35 w36", "w5", "w9 w20 w39 w2 w14", "unknown words here"]
 KEPT = {"rank": 4, "gate_rank": 2, "top_k": 1, "basis": basis}
@@ -164,6 +171,22 @@ def test_neither_the_batch_nor_padding_matters(states, model, batch):
 
 
 @torch.inference_mode()
+def test_the_known_task_can_take_the_place_of_the_gates(family, states):
+    """Of full rank, SMILE's parts at the known task are the expert's linear layers in the base."""
+    suite = opened(family)
+    method = Method("smile", "smile", partial(smile.merge, **KEPT | {"rank": 100}), route="layer")
+    own = bench(suite, 5)
+    for task, expert in suite.experts.items():
+        state = only_linear({name: suite.base[name] for name in suite.base}, expert)
+        with own.holding(state) as module:
+            wanted = forward(own, classifier(suite, task, module), task, "test")
+        _, frame, _, _ = score(own, Setting(method, "task"), task, "test", None)
+        classes = suite.tasks[task].classes is not None
+        wanted = predictions(wanted.numpy(), classes)
+        np.testing.assert_allclose(frame["prediction"], wanted, atol=1e-5)
+
+
+@torch.inference_mode()
 def test_tokens_of_one_text_take_routes_of_their_own(states, model, batch):
     merged, seen = materialize(smile.merge(*states, **KEPT)), []
 
@@ -174,8 +197,8 @@ def test_tokens_of_one_text_take_routes_of_their_own(states, model, batch):
         def to(self, device):
             return self
 
-        def weights(self, x):
-            seen.append(self.gate.weights(x))
+        def weights(self, x, mask=None):
+            seen.append(self.gate.weights(x, mask))
             return seen[-1]
 
     watched = {name: Watched(gate) for name, gate in merged.gates.items()}

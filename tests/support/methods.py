@@ -35,9 +35,22 @@ def call(path: Path, base, experts, **changes):
     prepared = {"shared": base, "seed": 0, "basis": basis}
     prepared["fisher"] = lambda expert, rows: information(base, f"{expert} {rows}")
     prepared["gram"] = lambda expert, rows: grams(base, f"{expert} {rows}")
+    prepared["means"] = lambda expert, rows: means(base, f"{expert} {rows}")
+    prepared["prefix_gram"] = lambda state, expert, rows, names: {
+        n: g for n, g in grams(base, f"{expert} {rows}").items() if n in names
+    }
+    prepared["joint"] = lambda *numbers: _drawn(base, generator(0, str(numbers)))
+    prepared["entropy"] = prepared["test_entropy"] = lambda state, task, rows, size, draw: _drawn(
+        state, generator(draw.initial_seed() % 1000, task, str((rows, size)))
+    )
     values |= {name: prepared[name] for name in takes.arguments & prepared.keys()}
     module, _, function = leaf["_target_"].rpartition(".")
     return getattr(importlib.import_module(module), function)(base, experts, **values | changes)
+
+
+def _drawn(state, draw) -> dict:
+    """Random numbers in the shapes of the tensors."""
+    return {name: tensor + torch.randn(tensor.shape, generator=draw).to(tensor.dtype) for name, tensor in state.items()}
 
 
 def information(base, key: str) -> dict:
@@ -47,9 +60,14 @@ def information(base, key: str) -> dict:
 
 def grams(base, key: str, tokens: int = 20) -> dict:
     """Per linear layer of `models` the mean outer product of random inputs, the same for the same key."""
-    linear = {name: base[name].shape[1] for name in ("up.weight", "down.weight") if name in base}
+    linear = {name: tensor.shape[1] for name, tensor in base.items() if name.endswith(("up.weight", "down.weight"))}
     inputs = {name: torch.randn(tokens, width, generator=generator(0, key, name)) for name, width in linear.items()}
     return {name: found.T @ found / tokens for name, found in inputs.items()}
+
+
+def means(base, key: str) -> dict:
+    """Per linear layer of `models` a mean input, the same for the same key."""
+    return {name: gram[0] for name, gram in grams(base, key).items()}
 
 
 def assert_same(left, right, tolerance=0.0):

@@ -98,6 +98,7 @@ def computed(results: Path, reference: str = "twin_merging") -> dict[tuple[str, 
             block, draws, reference, constants.get((block.suite_id, block.split)), read.tried(rows)
         )
         for block in found
+        if not block.adapted
     }
 
 

@@ -23,8 +23,8 @@ Parts = Mapping[str, Part]  # by tensor name; a name without a part adds nothing
 class Gate(Protocol):
     """Finds the weights of a linear layer's exclusive parts from that layer's own input."""
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Weights (..., experts) of inputs (..., d_in)."""
+    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Weights (..., experts) of inputs (..., d_in); ``mask`` says which tokens (texts, tokens) are no padding."""
 
     def to(self, device: torch.device) -> "Gate":
         """The same gate on a device."""

@@ -140,12 +140,13 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
     leaves = _leaves(config, names)
     method, asked, blind = leaves["method"], config["router"], not PROTOCOLS[config["protocol"]].knows_task
     oracle = asked["model"] is None
-    route = "task" if method.takes.route == "router" and oracle else method.takes.route
+    known = oracle and method.takes.route in ("router", "layer")
+    route = "task" if known else method.takes.route
     _check_protocol(config, method.name, route == "task")
     needs = [leaf.takes.reads for leaf in leaves.values()]
     router, hashes = None, [leaf.identity | _form(config, leaf) for leaf in leaves.values()]
     drawn = any(leaf.draws for leaf in leaves.values())
-    if method.takes.route == "router" or blind:
+    if method.takes.route == "router" or known or blind:
         settings = _router(config)
         router = {"name": "oracle" if oracle else names["router"], **settings}
         hashes.append(_router_identity(asked, settings))

@@ -39,7 +39,18 @@ SETTINGS = (
     "allow",
     "wandb",
 )  # a run's own
-SUITE = ("name", "workload", "base", "tasks", "finetune", "checkpoints", "only", "merged", "limit")  # its keys
+SUITE = (
+    "name",
+    "workload",
+    "base",
+    "tasks",
+    "finetune",
+    "checkpoints",
+    "only",
+    "merged",
+    "limit",
+    "scaled",
+)  # its keys
 ROUTER = {"features": "twinbench.routing.recipe.Features", "use": "twinbench.routing.recipe.Use"}  # and ``model``
 OFFSET = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 
@@ -154,6 +165,8 @@ def suite(config: Mapping) -> None:
             raise Mistake(f"suite.{key} must be a list of tasks or null, as in suite.{key}=[{value}]; got {value!r}")
     if config["limit"] is not None:
         whole("suite.limit", config["limit"], " or null")
+    if config["scaled"] is not None:
+        _mapping("suite.scaled", config["scaled"], " such as {rte: 2}, or be null")
     _mapping("suite.tasks", config["tasks"])
     for name, spec in config["tasks"].items():
         check_name("task", name)

@@ -1,6 +1,7 @@
 """What a suite's configuration says: which tasks are scored, whose experts are merged, how experts are fine-tuned."""
 
 import importlib
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,22 @@ def merged(suite: Mapping) -> list[str]:
     for task in suite["merged"]:
         one_of("task in suite.merged", task, own)
     return [task for task in own if task in suite["merged"]]
+
+
+def scaled(suite: Mapping) -> dict[str, float]:
+    """Per expert that ``scaled`` names what its task vector is multiplied by: a stress test.
+
+    Raises:
+        ValueError: a task in it whose expert is not merged, a factor that is no number, or experts that stay factors.
+    """
+    given = suite["scaled"] or {}
+    for task, factor in given.items():
+        one_of("task in suite.scaled", task, merged(suite))
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
+            raise Mistake(f"suite.scaled.{task} must be a finite number, got {factor!r}")
+    if given and suite.get("factored"):
+        raise Mistake("suite.scaled multiplies whole task vectors: use suite.factored=false")
+    return dict(given)
 
 
 def own_experts(suite: Mapping) -> list[str]:

@@ -1,7 +1,8 @@
 """Records -> blocks of labelled rows: what may stand in one table, and what each line of it is called.
 
 A block holds the runs of one (suite_id, split, precision, protocol). Scores of other experts, other data, another
-precision or another protocol are not comparable, so they never share a table. A row is one (method, params, router)
+precision or another protocol are not comparable, so they never share a table; nor do methods that read the test's
+inputs and methods that do not. A row is one (method, params, router)
 with one source, the newest; its runs differ in the seed only.
 """
 
@@ -46,7 +47,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """The comparable rows of one (suite_id, split, precision, protocol).
+    """The comparable rows of one (suite_id, split, precision, protocol, adapted).
+
+    ``adapted`` rows have read the inputs that they are scored on.
 
     ``individual`` are the runs every score is divided by: the upper bound, strict, told the task; ``base`` is the
     lower bound under strict, if that was run.
@@ -66,6 +69,7 @@ class Block:
     outdated: list[tuple[str, dict]]
     individual: list[Run]
     base: list[Run]
+    adapted: bool = False
 
     def find(self, name: str) -> Row | None:
         """The row called ``name``: its label, or else a method's plainest row.
@@ -88,16 +92,16 @@ def blocks(rows: Iterable[Record]) -> list[Block]:
     found = []
     for key in product(ids, ("test", "validation"), PRECISIONS):
         family = [run for run in runs if _family(run) == key]
-        names = sorted({_head(run)["protocol"] for run in family}, key=list(PROTOCOLS).index)
-        rows_of = {name: _rows([run for run in family if _head(run)["protocol"] == name]) for name in names}
+        kinds = sorted({_kind(run) for run in family}, key=lambda kind: (list(PROTOCOLS).index(kind[0]), kind[1]))
+        rows_of = {kind: _rows([run for run in family if _kind(run) == kind]) for kind in kinds}
         found += _family_blocks(_head(family[0])["suite"], key, rows_of) if family else []
     return found
 
 
-def _family_blocks(suite: str, key: tuple[str, str, str], rows_of: dict[str, tuple]) -> list[Block]:
+def _family_blocks(suite: str, key: tuple[str, str, str], rows_of: dict[tuple[str, bool], tuple]) -> list[Block]:
     """The blocks of one (suite_id, split, precision), with its column order and its normalizing runs."""
     suite_id, split, precision = key
-    strict = rows_of.get(NORMALIZER, ([],))[0]
+    strict = rows_of.get((NORMALIZER, False), ([],))[0]
     individual = [run for row in strict if row.role == UPPER and row.oracle for run in row.runs]
     base = [run for row in strict if row.role == LOWER for run in row.runs]
     everything = individual + [run for rows, *_ in rows_of.values() for row in rows for run in row.runs]
@@ -109,6 +113,7 @@ def _family_blocks(suite: str, key: tuple[str, str, str], rows_of: dict[str, tup
             split=split,
             precision=precision,
             protocol=protocol,
+            adapted=adapted,
             columns=columns,
             rows=[row for row in rows if row.role != ONE],
             experts=[row for row in rows if row.role == ONE],
@@ -117,7 +122,7 @@ def _family_blocks(suite: str, key: tuple[str, str, str], rows_of: dict[str, tup
             individual=individual,
             base=base,
         )
-        for protocol, (rows, failed, outdated) in rows_of.items()
+        for (protocol, adapted), (rows, failed, outdated) in rows_of.items()
     ]
 
 
@@ -234,6 +239,11 @@ def _identity(record: Mapping) -> tuple[str, str]:
 def _family(run: list[dict]) -> tuple[str, str, str]:
     """What runs have in common that are normalized by one another."""
     return _suite_id(run), _split(run), _head(run)["precision"]
+
+
+def _kind(run: list[dict]) -> tuple[str, bool]:
+    """The protocol of a run, and whether it has read the inputs that it is scored on."""
+    return _head(run)["protocol"], _head(run)["reads"] == "test inputs"
 
 
 def _suite_id(run: list[dict]) -> str:

@@ -114,6 +114,7 @@ def _heading(block: Block, several: bool) -> str:
     """A block's protocol, its split where that is not the test, and its tasks where that tells it apart."""
     parts = [f"{block.protocol} protocol"] + ([] if block.split == "test" else [f"{block.split} split"])
     parts += [] if block.precision == "float32" else [f"forward passes in {block.precision}"]
+    parts += ["adapted to the inputs that are scored"] if block.adapted else []
     parts += [f"{len(block.columns)} tasks, suite_id {block.suite_id}"] if several else []
     return ", ".join(parts)
 
@@ -121,6 +122,7 @@ def _heading(block: Block, several: bool) -> str:
 def _slug(block: Block, several: bool) -> str:
     split = "" if block.split == "test" else f"_{block.split}"
     split += "" if block.precision == "float32" else f"_{block.precision}"
+    split += "_adapted" if block.adapted else ""
     return f"{block.protocol}{split}" + (f"_{block.suite_id}" if several else "")
 
 

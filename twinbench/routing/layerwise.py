@@ -32,6 +32,12 @@ def gated(model: nn.Module, merged: Merged) -> Iterator[None]:
     """
     layers = _layers(model, merged)
     silent = dict.fromkeys(layers)
+    mask: Tensor | None = None
+
+    def remember(_, args: tuple, named: dict) -> None:
+        nonlocal mask
+        given = named.get("attention_mask")
+        mask = given.bool() if given is not None and given.dim() == 2 else None
 
     def check(*_) -> None:
         if silent:
@@ -45,9 +51,10 @@ def gated(model: nn.Module, merged: Merged) -> Iterator[None]:
 
             def add(_, args: tuple, named: dict, output: Tensor, name: str = name, parts: "_Parts" = parts) -> Tensor:
                 silent.pop(name, None)
-                return output + parts(args[0] if args else named["input"]).to(output.dtype)
+                return output + parts(args[0] if args else named["input"], mask).to(output.dtype)
 
             stack.enter_context(module.register_forward_hook(add, with_kwargs=True))
+        stack.enter_context(model.register_forward_pre_hook(remember, with_kwargs=True))
         stack.enter_context(model.register_forward_hook(check))
         yield
 
@@ -73,9 +80,9 @@ class _Parts:
         rows = [dense(biases[t]).to(like) if t in biases else none for t in range(experts)]
         self._biases = torch.stack(rows) if biases else None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the parts add to the layer's output: (..., d_out) of inputs (..., d_in)."""
-        weights = self._gate.weights(x)
+        weights = self._gate.weights(x, mask)
         if weights.shape != (*x.shape[:-1], self._experts):
             wanted = (*x.shape[:-1], self._experts)
             raise ValueError(f"a gate must give weights of shape {wanted}, one per expert, got {tuple(weights.shape)}")

@@ -1,0 +1,57 @@
+"""``means(expert, rows)``: what each linear layer of an expert sees of a text on average, on its own training rows.
+
+The mean over texts of the mean over a text's tokens of the layer's inputs; padding has none. Routers that compare a
+layer's input with a prototype of each task read it (ESM++).
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from twinbench.merging.gates import text_means
+from twinbench.prepared._remembered import check, measured
+
+READS = "training inputs"
+
+
+def prepare(bench) -> Callable[[str, int], Mapping[str, Tensor]]:
+    """Per merged weight (d_out, d_in) of a linear layer the mean (d_in,), float32.
+
+    Raises:
+        ValueError: the task has fewer rows, or the suite's experts are LoRA factors.
+    """
+
+    def means(expert: str, rows: int) -> Mapping[str, Tensor]:
+        check(bench, "means", "model", "batches")
+        linear = {f"{name}.weight": layer for name, layer in bench.module.named_modules() if type(layer) is nn.Linear}
+        layers = {name: layer for name, layer in linear.items() if name in bench.suite.base}
+        return measured(bench, expert, rows, __file__, layers, lambda: mean_inputs(bench, expert, rows, layers))
+
+    return means
+
+
+def mean_inputs(bench, expert: str, rows: int, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Measure them, in batches."""
+    workload, size = bench.suite.workload, min(bench.batch_size, rows)
+    sums = {name: layer.weight.new_zeros(layer.in_features).float() for name, layer in layers.items()}
+    mask = torch.zeros(0)
+
+    def add(name: str, inputs: Tensor) -> None:
+        sums[name] += text_means(inputs.float(), mask).sum(0)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, given, name=name: add(name, given[0]))
+        for name, layer in layers.items()
+    ]
+    try:
+        with bench.holding(bench.suite.experts[expert]), torch.inference_mode():
+            model, given = workload.model(bench, expert), workload.batches(bench, expert, "train", rows, size)
+            for batch in tqdm(given, total=-(-rows // size), desc=f"Mean inputs of {expert}", leave=False):
+                mask = batch["attention_mask"].bool()
+                model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: (total / rows).cpu() for name, total in sums.items()}
