@@ -26,12 +26,12 @@ def merge(
     rows: int,
     size: int,
     seed: int,
-    test_entropy: Callable[[Mapping[str, Tensor], str, int, int, torch.Generator], Mapping[str, Tensor]],
+    scored_entropy: Callable[[Mapping[str, Tensor], str, int, int, torch.Generator], Mapping[str, Tensor]],
 ) -> Merged:
     """As `adamerging.merge`, on the test's inputs.
 
     Args:
-        test_entropy: the gradient of the mean entropy of drawn test inputs of a task by each merged tensor.
+        scored_entropy: the gradient of the mean entropy of drawn test inputs of a task by each merged tensor.
 
     Raises:
         ValueError: a hyperparameter is out of range, or a task is a regression.
@@ -47,5 +47,5 @@ def merge(
         rows=rows,
         size=size,
         seed=seed,
-        entropy=test_entropy,
+        entropy=scored_entropy,
     )

@@ -10,7 +10,7 @@ from support.family import CLASSES, bench, opened
 from support.methods import assert_same, models
 from twinbench.merging.compress import generator
 from twinbench.plan.signature import signature
-from twinbench.prepared import entropy, test_entropy
+from twinbench.prepared import entropy, scored_entropy
 
 SETTINGS = {
     "granularity": "layer",
@@ -67,13 +67,13 @@ def test_coefficients_stay_in_their_range():
     assert_same(dict(found), own, 1e-6)
 
 
-@pytest.mark.parametrize("module", [entropy, test_entropy])
+@pytest.mark.parametrize("module", [entropy, scored_entropy])
 def test_the_slope_is_that_of_the_mean_entropy(family, module):
     suite = opened(family)
     own = bench(suite, 5)
     ask = module.prepare(own)
     state = dict(task_arithmetic.merge(suite.base, suite.experts, scaling=0.5).shared)
-    split = "test" if module is test_entropy else "validation"
+    split = "test" if module is scored_entropy else "validation"
     for task in CLASSED:
         found = ask(state, task, 5, 5, generator(0))
         assert found.keys() == set(state)
@@ -124,7 +124,7 @@ def test_who_reads_the_test_says_so():
     slope, _ = towards(base)
     settings = SETTINGS | {"steps": 3}
     one = adamerging.merge(base, experts, **settings, entropy=slope).shared
-    assert_same(dict(one), dict(adamerging_tta.merge(base, experts, **settings, test_entropy=slope).shared))
+    assert_same(dict(one), dict(adamerging_tta.merge(base, experts, **settings, scored_entropy=slope).shared))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from baselines import smile
 from support.family import CLASSES, bench, opened, tokenizer
 from support.language import NEW, generated, left_padded, log_likelihoods, prompts
 from twinbench.merging.compress import basis, magnitude
-from twinbench.merging.gates import Projections
+from twinbench.merging.gates import Projections, Prototypes
 from twinbench.merging.merged import Merged, materialize
 from twinbench.merging.method import Method
 from twinbench.routing.layerwise import gated
@@ -168,6 +168,29 @@ def test_neither_the_batch_nor_padding_matters(states, model, batch):
         for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
             alone = model(**{key: value[row : row + 1, :length] for key, value in batch.items()}).logits
             torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_route_of_a_whole_text_does_not_see_its_padding(states, model, batch):
+    """The prototypes are set so that padding, were it counted, would turn some routes."""
+    base, experts = states
+    parts = materialize(smile.merge(base, experts, **KEPT | {"rank": 100}))
+    draw = torch.Generator().manual_seed(1)
+    gates = {name: Prototypes(torch.randn(3, base[name].shape[1], generator=draw)) for name in parts.gates}
+    whole = Merged(parts.shared, parts.exclusive, gates=gates)
+    with gated(model.bert, whole):
+        together = model(**batch).logits
+        blind = model(**batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}).logits
+        for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            alone = model(**{key: value[row : row + 1, :length] for key, value in batch.items()}).logits
+            torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
+    assert (blind - together).abs().max() > 1e-3
+    given = [batch[name] for name in ("input_ids", "attention_mask")]
+    plain = model.bert(*given).last_hidden_state
+    with gated(model.bert, whole):
+        by_place, by_name = model.bert(*given), model.bert(given[0], attention_mask=given[1])
+    torch.testing.assert_close(by_place.last_hidden_state, by_name.last_hidden_state)
+    assert (by_place.last_hidden_state - plain).abs().max() > 1e-3
 
 
 @torch.inference_mode()

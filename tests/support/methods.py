@@ -40,7 +40,7 @@ def call(path: Path, base, experts, **changes):
         n: g for n, g in grams(base, f"{expert} {rows}").items() if n in names
     }
     prepared["joint"] = lambda *numbers: _drawn(base, generator(0, str(numbers)))
-    prepared["entropy"] = prepared["test_entropy"] = lambda state, task, rows, size, draw: _drawn(
+    prepared["entropy"] = prepared["scored_entropy"] = lambda state, task, rows, size, draw: _drawn(
         state, generator(draw.initial_seed() % 1000, task, str((rows, size)))
     )
     values |= {name: prepared[name] for name in takes.arguments & prepared.keys()}

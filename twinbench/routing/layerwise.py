@@ -5,6 +5,7 @@ A layer of a model that holds the shared weights gives ``W x + b``. Under `gated
 experts stand side by side, so they cost two matrix products, and no merged weight is built.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -34,9 +35,11 @@ def gated(model: nn.Module, merged: Merged) -> Iterator[None]:
     silent = dict.fromkeys(layers)
     mask: Tensor | None = None
 
+    takes = inspect.signature(type(model).forward)
+
     def remember(_, args: tuple, named: dict) -> None:
         nonlocal mask
-        given = named.get("attention_mask")
+        given = takes.bind_partial(model, *args, **named).arguments.get("attention_mask")
         mask = given.bool() if given is not None and given.dim() == 2 else None
 
     def check(*_) -> None:

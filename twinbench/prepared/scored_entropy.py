@@ -1,4 +1,4 @@
-"""``test_entropy(state, task, rows, size, draw)``: as `entropy`, on the inputs that are scored.
+"""``scored_entropy(state, task, rows, size, draw)``: as `entropy`, on the inputs that are scored.
 
 The authors of methods that adapt to unlabelled inputs read the test's. Such a result is of a model that has seen the
 test, so it is recorded as that and ranked apart.
@@ -15,4 +15,4 @@ READS = "test inputs"
 
 def prepare(bench) -> Callable[..., dict[str, Tensor]]:
     """Gradients on the test's rows: see `entropy.gradients`."""
-    return gradients(bench, "test", "test_entropy")
+    return gradients(bench, "test", "scored_entropy")
