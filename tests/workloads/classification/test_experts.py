@@ -89,8 +89,9 @@ def test_a_damaged_expert_is_trained_again_and_said_once(family, tmp_path, capfd
 
 def test_a_killed_training_leaves_no_expert(family, tmp_path):
     script = (
-        "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from dataclasses import replace\n"
-        "from test_experts import RECIPE, task; from twinbench.workloads.classification.finetune import finetune\n"
+        "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/workloads/classification')\n"
+        "from pathlib import Path; from dataclasses import replace; from test_experts import RECIPE, task\n"
+        "from twinbench.workloads.classification.finetune import finetune\n"
         "base, folder = map(Path, sys.argv[1:])\n"
         "finetune(base, task('letters'), replace(RECIPE, epochs=100000), folder, 'cpu', base)\n"
     )
@@ -99,6 +100,7 @@ def test_a_killed_training_leaves_no_expert(family, tmp_path):
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".a-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert process.poll() is None and list(tmp_path.glob(".a-*")), "it was not training yet"
     time.sleep(1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
