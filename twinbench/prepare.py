@@ -27,6 +27,7 @@ from twinbench.system import cached, processes
 from twinbench.system.device import check_precision, picked
 from twinbench.system.memory import keep_freed
 from twinbench.system.mistakes import Mistake
+from twinbench.tasks.corrupted import mistyped
 from twinbench.weights.state_dict import StateDict
 from twinbench.workbench import Workbench
 
@@ -147,7 +148,8 @@ def read(suite: Mapping) -> dict[str, Task]:
     tokenizer, tasks = kind.open_tokenizer(_words(suite)), {}
     for name, config in suite["tasks"].items():
         sources = {key: fetch(source) for key, source in config["sources"].items()}
-        tasks[name] = kind.read(name, config, sources, tokenizer, suite["limit"])
+        task = kind.read(name, config, sources, tokenizer, suite["limit"])
+        tasks[name] = mistyped(task, rate) if (rate := suite.get("corrupted")) else task
     return tasks
 
 

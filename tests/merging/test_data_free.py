@@ -123,6 +123,8 @@ def test_the_order_of_experts_changes_nothing(path):
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_experts_that_are_the_base_stay_the_base(path):
     """All task vectors are zero: every division by their size has to be guarded."""
+    if path.stem == "multitask":
+        pytest.skip("it does not merge the experts, it trains the base")
     base, experts = models()
     same = {task: dict(base) for task in experts}
     merged = materialize(call(path, base, same))

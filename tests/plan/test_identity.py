@@ -76,6 +76,7 @@ OTHER = {
     "suite.merged": ["trec", "sms", "mmlu", "bbq", "cola", "rte"],
     "limit": 7,
     "scaled": {},
+    "corrupted": 0.1,
     "dtype": "bfloat16",
     "device_map": "auto",
     "suite.head": "classifier",

@@ -136,6 +136,7 @@ def test_bad_values_of_a_run(family, override, words):
     [
         ("suite.only=letters", "suite.only must be a list of tasks or null, as in suite.only=[letters]; got 'letters'"),
         ("+suite.merged=letters", "as in suite.merged=[letters]; got 'letters'"),
+        ("+suite.corrupted=1.5", "suite.corrupted must be in (0, 1] or null, got 1.5"),
         ("+suite.limit=0", "suite.limit must be a whole number of at least 1 or null, got 0"),
         ("+suite.limit=2.5", "suite.limit must be a whole number of at least 1 or null, got 2.5"),
         ("+suite.limt=2", "unknown key of suite 'limt'; did you mean 'limit'?"),

@@ -125,4 +125,6 @@ def _check_commits(suite: Mapping) -> None:
 def _recipes(suite: Mapping) -> dict[str, dict]:
     """Per task with an expert how that is fine-tuned, with the defaults of what the suite leaves out."""
     defaults = dict(signature(workload(suite).RECIPE).defaults)
-    return {name: defaults | recipe(suite, suite["tasks"][name]) for name in own_experts(suite)}
+    found = {name: defaults | recipe(suite, suite["tasks"][name]) for name in own_experts(suite)}
+    # Ids are older than label smoothing: without it they are what they were.
+    return {name: {k: v for k, v in how.items() if k != "label_smoothing" or v} for name, how in found.items()}

@@ -175,8 +175,9 @@ def _inner_linear(x: Tensor, inner: Tensor, block: Block) -> Tensor:
     groups, size, _ = block.weights.shape
     x = x[block.samples]
     matrices = inner[block.experts.start : block.experts.stop].view(groups, -1, inner.shape[-1])
-    found = torch.bmm(matrices, x.reshape(groups, -1, x.shape[-1]).transpose(1, 2))  # faster so for a few odd ranks
-    return found.transpose(1, 2).unflatten(1, (size, -1))
+    # Ranks last, so that they lie as the weights do, and as the product with the outer factors takes them.
+    found = torch.bmm(x.reshape(groups, -1, x.shape[-1]), matrices.transpose(1, 2))
+    return found.unflatten(1, (size, -1))
 
 
 def _inner_embedding(ids: Tensor, inner: Tensor, block: Block) -> Tensor:

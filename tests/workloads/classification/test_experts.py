@@ -62,6 +62,18 @@ def test_deterministic_and_cached(family, tmp_path):
     assert (first / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_smoothed_labels_make_an_expert_less_sure(family, tmp_path):
+    sure = {}
+    for share in (0.0, 0.8):
+        recipe = replace(RECIPE, epochs=30, label_smoothing=share)
+        folder = finetune(family / "base", task("letters"), recipe, tmp_path / str(share), "cpu", family / "base")
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        words = AutoTokenizer.from_pretrained(folder)(task("letters").splits["train"]["text"].tolist(), padding=True)
+        with torch.inference_mode():
+            sure[share] = model(**{k: torch.tensor(v) for k, v in words.items()}).logits.softmax(1).amax(1).mean()
+    assert sure[0.8] < sure[0.0] - 0.05
+
+
 def test_a_damaged_expert_is_trained_again_and_said_once(family, tmp_path, capfd):
     recipe = replace(RECIPE, epochs=1)
     folder = finetune(family / "base", task("letters"), recipe, tmp_path / "a", "cpu", family / "base")
@@ -77,8 +89,9 @@ def test_a_damaged_expert_is_trained_again_and_said_once(family, tmp_path, capfd
 
 def test_a_killed_training_leaves_no_expert(family, tmp_path):
     script = (
-        "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from dataclasses import replace\n"
-        "from test_experts import RECIPE, task; from twinbench.workloads.classification.finetune import finetune\n"
+        "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/workloads/classification')\n"
+        "from pathlib import Path; from dataclasses import replace; from test_experts import RECIPE, task\n"
+        "from twinbench.workloads.classification.finetune import finetune\n"
         "base, folder = map(Path, sys.argv[1:])\n"
         "finetune(base, task('letters'), replace(RECIPE, epochs=100000), folder, 'cpu', base)\n"
     )
@@ -87,6 +100,7 @@ def test_a_killed_training_leaves_no_expert(family, tmp_path):
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".a-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert process.poll() is None and list(tmp_path.glob(".a-*")), "it was not training yet"
     time.sleep(1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -97,7 +111,8 @@ def test_a_killed_training_leaves_no_expert(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("epochs", 0), ("lr", 0), ("batch_size", 0), ("warmup", 1.0), ("weight_decay", -1)]
+    ("name", "value"),
+    [("epochs", 0), ("lr", 0), ("batch_size", 0), ("warmup", 1.0), ("weight_decay", -1), ("label_smoothing", 1)],
 )
 def test_recipe_values_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"suite.finetune.{name}"):

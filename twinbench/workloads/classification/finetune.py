@@ -24,6 +24,8 @@ class Recipe:
         warmup: fraction of the steps, in [0, 1).
         seed: of the head's initialization, dropout and order of rows.
         bf16: compute in bfloat16 (autocast); weights, gradients and the optimizer stay float32.
+        label_smoothing: the share of a target that is spread over all classes (Szegedy et al., CVPR 2016), in [0, 1);
+            a regression has none.
 
     Raises:
         ValueError: a value is out of range.
@@ -37,9 +39,10 @@ class Recipe:
     freeze: tuple[str, ...]
     seed: int
     bf16: bool = False
+    label_smoothing: float = 0.0
 
     def __post_init__(self):
-        checked(self)
+        checked(self, label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"))
 
 
 def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str, words: Path) -> Path:
@@ -63,7 +66,14 @@ def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, de
         flush=True,
     )
     tokenizer = open_pretrained(AutoTokenizer, words)
-    given = arguments(recipe, folder, device, per_device_eval_batch_size=64, train_sampling_strategy="group_by_length")
+    given = arguments(
+        recipe,
+        folder,
+        device,
+        per_device_eval_batch_size=64,
+        train_sampling_strategy="group_by_length",
+        label_smoothing_factor=recipe.label_smoothing if task.classes else 0.0,
+    )
     torch.manual_seed(recipe.seed)  # before the head is drawn
     labels = {"num_labels": len(task.classes) if task.classes else 1} | _label_names(task)
     model = open_pretrained(AutoModelForSequenceClassification, base, dtype=torch.float32, **labels)

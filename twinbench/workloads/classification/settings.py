@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from twinbench.system.mistakes import one_of
+from twinbench.system.mistakes import Mistake, one_of
 
 if TYPE_CHECKING:  # it imports torch
     from twinbench.suite import Task
 
 SPEC = "twinbench.workloads.classification.data.Spec"  # keys of a task
 RECIPE = "twinbench.workloads.classification.finetune.Recipe"  # keys of ``finetune``
-KEYS = ("head",)  # of a suite, beside those that every suite has
+KEYS = ("head", "corrupted")  # of a suite, beside those that every suite has
 LOADED = True  # a task has ``data``, a function that reads its rows
 HEADS = True  # a task's head stands above what is merged
 EXPORTED = True
@@ -20,11 +20,15 @@ HEAD = ("pooler", "classifier")
 def check(suite: Mapping) -> None:
     """Raise ValueError for a value of the suite's own keys that is not legal."""
     one_of("suite.head", suite["head"], HEAD)
+    rate = suite["corrupted"]
+    if rate is not None and not (type(rate) in (int, float) and 0 < rate <= 1):
+        raise Mistake(f"suite.corrupted must be in (0, 1] or null, got {rate!r}")
 
 
 def identity(suite: Mapping) -> dict:
     """The suite's own keys that change a number."""
-    return {"head": suite["head"]}
+    rate = suite["corrupted"]
+    return {"head": suite["head"]} | ({"corrupted": rate} if rate else {})  # ids without it are older than it
 
 
 def task_identity(task: Mapping, *, training: bool) -> dict:
