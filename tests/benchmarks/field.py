@@ -1,0 +1,143 @@
+"""Every static method that reads weights alone, disk to disk: seconds and memory, and three of them by FusionBench.
+
+    PYTHONPATH=. .venv/bin/python tests/benchmarks/field.py [--experts 8] [--size base] [--no-peers]
+
+Makes experts of RoBERTa-base's size (random float32), merges them in processes of their own at each method's defaults,
+and writes results/benchmarks/field.md and .json. A process that needs more memory than there is counts as failed.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from merge import PEERS, RESULTS, SIZES, environment, make_models, measured
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).parents[2] / "conf" / "method"
+CHANGED = {"wudi": ["method.solver=closed"]}  # its other solver takes 300 steps of Adam on every matrix
+ON = {"lines": "task_arithmetic", "svc": "task_arithmetic"}  # the static method that each modifies
+PEER_METHODS = {
+    "tsv_m": ("TaskSingularVectorMerging", {}),
+    "iso_c": ("IsotropicMergingInCommonSubspace", {"scaling_factor": 1.0}),
+    "wudi": ("WUDIMerging", {"iter_num": 3}),  # of the 300 steps that are its default
+}
+FUSION_BENCH = """
+import json, sys, time, typing
+start = time.perf_counter()
+import typing_extensions
+typing.override = typing_extensions.override  # which it expects of a newer Python
+import fusion_bench.method as methods
+from fusion_bench.modelpool import BaseModelPool
+from transformers import AutoModel
+imported = time.perf_counter()
+class Pool(BaseModelPool):
+    def load_model(self, name, *args, **kwargs):
+        return AutoModel.from_pretrained(self._models[name], add_pooling_layer=False)
+base, *experts = json.loads(sys.argv[1])
+pool = Pool({"_pretrained_": base, **{f"expert{i}": e for i, e in enumerate(experts)}})
+algorithm = getattr(methods, sys.argv[3])(**json.loads(sys.argv[4]))
+algorithm.run(pool).save_pretrained(sys.argv[2])
+print(json.dumps({"imports": imported - start, "work": time.perf_counter() - imported}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="measure them, too")
+    arguments = parser.parse_args()
+    python = environment("fusion-bench", PEERS["fusion-bench"]) if arguments.peers else None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that gigabytes are removed then, too
+    root = Path(tempfile.mkdtemp(prefix="twinbench-field-"))
+    rows = []
+    try:
+        folders = make_models(root, arguments.experts, arguments.size)
+        for method in static():
+            rows.append({"method": method, "ours": once(ours(method, folders, root / "out"), root, method, folders)})
+            if python and method in PEER_METHODS:
+                rows[-1]["peer"] = once(theirs(method, python, folders, root / "out"), root, method, folders)
+        size = (folders[0] / "model.safetensors").stat().st_size
+    finally:
+        shutil.rmtree(root)
+    report(rows, arguments, size)
+
+
+def static() -> list[str]:
+    """The methods that `twinbench.merge` takes."""
+    from twinbench.plan.signature import NAMED, signature
+
+    def plain(path: Path) -> bool:
+        takes = signature(OmegaConf.load(path)["_target_"])
+        return not takes.route and not takes.arguments & NAMED and path.stem not in ("expert", "pretrained")
+
+    return sorted(path.stem for path in CONF.glob("*.yaml") if plain(path))
+
+
+def ours(method: str, folders: list[Path], out: Path) -> list[str]:
+    base, *experts = folders
+    given = [f"method={method}", f"base={base}", f"out={out}", *CHANGED.get(method, [])]
+    given += [f"method@shared={ON[method]}"] if method in ON else []
+    given += [f"experts={{{', '.join(f'{folder.name}: {folder}' for folder in experts)}}}"]
+    return [sys.executable, "-m", "twinbench.merge", *given]
+
+
+def theirs(method: str, python: Path, folders: list[Path], out: Path) -> list[str]:
+    name, values = PEER_METHODS[method]
+    return [str(python), "-c", FUSION_BENCH, json.dumps([*map(str, folders)]), str(out), name, json.dumps(values)]
+
+
+def once(command: list[str], root: Path, method: str, folders: list[Path]) -> dict | None:
+    """The run's figures; None where the process failed or was killed."""
+    try:
+        return measured(command, root / "out", method, folders)
+    except RuntimeError as error:
+        print(f"{method} failed: {str(error).splitlines()[-1]}", flush=True)
+        shutil.rmtree(root / "out", ignore_errors=True)
+        return None
+
+
+def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
+    """Print the table, and keep it where it is a full-size run."""
+    import psutil
+
+    from twinbench.records.provenance import versions
+    from twinbench.system.device import machine
+
+    where = f"{machine()}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+    packages = versions() | ({"fusion-bench": PEERS["fusion-bench"]} if arguments.peers else {})
+    lines = [
+        f"# Every static method that reads weights alone, on {arguments.experts} experts, disk to disk\n",
+        f"{where}; {', '.join(' '.join(item) for item in packages.items())}; {datetime.now(UTC):%Y-%m-%d}.\n",
+        f"RoBERTa-{arguments.size} in float32, {size / 1e6:.0f} MB each. Whole processes at each method's defaults, one "
+        "run each; `wudi` with its closed solver. Memory is anonymous memory at its peak, in MiB and in sizes of the "
+        "result. FusionBench's WUDI takes 3 of its 300 steps here. A dash: not run, or it failed.\n",
+        "| method | wall, s | after imports, s | memory, MiB | memory / result | FusionBench: wall, s | × ours |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        own, peer = row["ours"], row.get("peer")
+        cells = ["–"] * 4
+        if own:
+            cells = [f"{own['wall_s']:.1f}", f"{own['work_s']:.1f}", f"{own['peak_bytes'] / 2**20:.0f}"]
+            cells += [f"{own['peak_bytes'] / size:.1f}"]
+        cells += [f"{peer['wall_s']:.1f}" if peer else "–"]
+        cells += [f"{peer['wall_s'] / own['wall_s']:.1f}" if own and peer else "–"]
+        lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+    table = "\n".join(lines) + "\n"
+    print(table)
+    if arguments.size == "base":
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / "field.md").write_text(table, encoding="utf-8")
+        found = {"date": datetime.now(UTC).isoformat(), "machine": where, "versions": packages}
+        found |= {"experts": arguments.experts, "size": arguments.size, "bytes_each": size, "rows": rows}
+        (RESULTS / "field.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
