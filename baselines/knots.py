@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from baselines import ties
-from twinbench.merging.compress import basis
 from twinbench.merging.merged import Merged
-from twinbench.merging.spectral import matrixwise
+from twinbench.merging.spectral import matrixwise, triplets
 from twinbench.weights.state_dict import StateDict, keeping_last
 
 
@@ -60,7 +59,4 @@ def merge(
 
 def _left(origin: Tensor, experts: list[Tensor]) -> Tensor:
     """U of the task vectors beside each other: (d_out, directions that are there), orthonormal columns."""
-    beside = torch.cat([own.float() - origin.float() for own in experts], dim=1)
-    vectors = basis(beside @ beside.T)  # of a symmetric matrix, whose singular vectors are those of the task vectors
-    sizes = (vectors.T @ beside).norm(dim=1)
-    return vectors[:, sizes > sizes.amax() * max(beside.shape) * torch.finfo(beside.dtype).eps]
+    return triplets(torch.cat([own.float() - origin.float() for own in experts], dim=1)).left

@@ -114,9 +114,9 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
     lines = [
         f"# Every static method that reads weights alone, on {arguments.experts} experts, disk to disk\n",
         f"{where}; {', '.join(' '.join(item) for item in packages.items())}; {datetime.now(UTC):%Y-%m-%d}.\n",
-        f"RoBERTa-{arguments.size} in float32, {size / 1e6:.0f} MB each. Whole processes at each method's defaults, one "
-        "run each; `wudi` with its closed solver. Memory is anonymous memory at its peak, in MiB and in sizes of the "
-        "result. FusionBench's WUDI takes 3 of its 300 steps here. A dash: not run, or it failed.\n",
+        f"RoBERTa-{arguments.size} in float32, {size / 1e6:.0f} MB each. Whole processes at each method's defaults, "
+        "one run each; `wudi` with its closed solver. Memory is anonymous memory at its peak, in MiB and in sizes of "
+        "the result. FusionBench's WUDI takes 3 of its 300 steps here. A dash: not run, or it failed.\n",
         "| method | wall, s | after imports, s | memory, MiB | memory / result | FusionBench: wall, s | × ours |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
