@@ -2,7 +2,8 @@
 
 "Less is More: Efficient Model Merging with Binary Task Switch", Qi et al., CVPR 2025, arXiv 2412.00054. Its router is
 the share of each task among the nearest training rows in the unmerged base's features: ``router=knn``. The authors
-average the router's weights over a batch, which holds one data set in their runs; here each row has weights of its own.
+average the router's weights over a batch, which holds one data set in their runs, and on RoBERTa take the largest one
+alone; here each row has weights of its own.
 """
 
 from collections.abc import Mapping

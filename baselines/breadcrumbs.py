@@ -9,7 +9,8 @@ m_t is 0 at the floor(outliers * n) largest of a row's n magnitudes and 1 at the
 Rows run along the last dimension; a vector is one row. The paper's alpha is ``scaling``, its beta 1 - ``density``, its
 gamma 1 - ``outliers``. mergekit takes a whole tensor for one row.
 
-Departure: at least one value of a row is kept.
+Departures: ``density`` is a share of what the outliers leave, where the code counts the whole row; at least one value
+of a row is kept; a tensor without dimensions stays the base's.
 """
 
 import math

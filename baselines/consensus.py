@@ -30,7 +30,7 @@ def merge(
     """Add the task vectors where enough tasks need their sum.
 
     Args:
-        threshold: how much smaller than the other tasks' sum a task's own weight may be, at least 0.
+        threshold: a task's own weight is kept if it exceeds this share of the other tasks' sum; at least 0.
         agreeing: how many masks have to keep a weight; 0 is Task Arithmetic.
 
     Raises:

@@ -11,6 +11,7 @@ Departures from the authors' code: q outside of (0, 1] is refused, where the cod
 has rank 1/2, where the code divides 0 by 0. mergekit rescales to the row's L1 norm in the place of 1 / q.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -44,6 +45,8 @@ def merge(
     """
     if aggregate not in ("mean", "sum"):
         raise ValueError(f"aggregate must be mean or sum, got {aggregate!r}")
+    if not math.isfinite(scaling):
+        raise ValueError(f"scaling must be finite, got {scaling}")
     if not (window >= 0 and window / 2 < density <= 1 - window / 2):
         raise ValueError(f"density ± window / 2 must be in (0, 1], got density={density}, window={window}")
 

@@ -8,11 +8,12 @@ E_t D_t E_t^T the leading k = floor(d_out / T) part of ``tau_t G_t tau_t^T``, an
     U = polar([E_1 g_1 .. E_T g_T]),  V = polar([g_1 C_1; ..; g_T C_T]),  each times its mean singular value
     tau = U V (||U V|| / mean of that over the layers of the same kind)^2,   shared = base + scaling * tau
 
-Layers of one kind have the same name but for the number of their block. Other matrices are merged by TSV-M's rule, and
-what is no matrix is averaged. The paper's alpha is ``scaling``.
+Layers of one kind have the same name but for the number of their block. Other matrices are merged by TSV-M's rule;
+what is no matrix moves by ``scaling`` times the mean task vector. The paper's alpha is ``scaling``.
 
 Departures from the authors' code: it takes the inputs, and its alpha, from labelled validation rows; training rows and
-a setting here. Where fewer directions are there than k, it fills up with columns of the identity.
+a setting here. In TSV-M's rule it multiplies each side by its mean singular value, which is at most 1, too. Where there
+are fewer directions than k, it fills up with columns of the identity; here those directions are left out.
 """
 
 import math

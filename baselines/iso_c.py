@@ -2,7 +2,8 @@
 ICML 2025, arXiv 2502.04959.
 
 The sum of the task vectors' matrices, ``sum_t tau_t = U S V^T``, gets one singular value for all of them, the mean s of
-S: ``shared = base + scaling * s U V^T``. The paper's alpha is ``scaling``. Tensors that are no matrices are averaged.
+S: ``shared = base + scaling * s U V^T``. The paper's alpha is ``scaling``. Tensors that are no matrices move by
+``scaling`` times the mean task vector.
 
 Departures from the authors' code: no matrix is left out by its name; directions that the sum has not got stay zero,
 where the code takes arbitrary ones. A copy of the code elsewhere flattens the mean in the place of the sum, so that its

@@ -8,7 +8,7 @@ leading part, U_t S_t V_t^T that of ``(I - U_c U_c^T) tau_t``::
     shared = base + scaling * s polar([U_1 .. U_T, U_c]) polar([V_1 .. V_T, V_c])^T
 
 where s is the mean of all these singular values and polar(P D Q^T) = P Q^T. The paper's alpha is ``scaling``. Tensors
-that are no matrices are averaged.
+that are no matrices move by ``scaling`` times the mean task vector.
 
 Departures from the authors' code: those of Iso-C.
 """

@@ -5,8 +5,8 @@ other. Beside each other they have common left singular vectors, ``[tau_1 .. tau
 coordinates, ``S V_t^T = U^T tau_t``, they can be compared. There TIES merges them (`baselines.ties`), over all matrices
 at once if ``scope`` is global: ``shared = base + scaling * U TIES_t(U^T tau_t)``.
 
-It is for matrices with a small rank; tensors that are no matrices are averaged. Directions whose singular value is
-rounding are left out, where the code leaves out those of at most 1e-5.
+It is for matrices with a small rank; other tensors move by ``scaling`` times the mean task vector. Directions whose
+singular value is rounding are left out, where the code leaves out those of at most 1e-5.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ def merge(
     }
     zero = StateDict(names, lambda name: torch.zeros(lefts[name].shape[1], base[name].shape[1]))
     merged = ties.merge(zero, turned, density=density, scaling=scaling, scope=scope, aggregate=aggregate).shared
-    others = matrixwise(base, experts, lambda vectors: sum(vectors), scaling)
+    others = matrixwise(base, experts, lambda vectors: sum(vectors) / len(vectors), scaling)
 
     def tensor(name: str) -> Tensor:
         if name not in merged:

@@ -1,7 +1,7 @@
 """PCB-Merging: "Parameter Competition Balancing for Model Merging", Du et al., NeurIPS 2024, arXiv 2410.02396.
 
 Every weight of every task competes, over the whole model. With |tau_t| clipped to its ``clip`` and 1 - ``clip``
-quantiles, its sign kept, N the values' way from their least to their largest in [0, 1], and T tasks::
+quantiles, its sign kept, N scaling values to [0, 1] from the smallest to the largest, and T tasks::
 
     intra_t = exp(T N(|tau_t|)^2),   inter_t = tanh(tau_t sum_u tau_u),   beta_t = intra_t inter_t
     s_t = N(max(beta_t, its (1 - density) quantile)),   shared = base + scaling * sum_t s_t tau_t / sum_t s_t
@@ -9,8 +9,8 @@ quantiles, its sign kept, N the values' way from their least to their largest in
 ``inter: signs`` is the authors' vision code, ``inter_t = tanh(tau_t sum_u sgn(tau_u) N(|tau_u|))``. The paper's r is
 ``density``, its lambda ``scaling``.
 
-Departures: quantiles are order statistics, without interpolation; a beta of 0 or less is never kept, also where fewer
-than the ``density`` share are above it.
+Departures: inter_t is of the clipped task vectors, where the code takes the raw ones. Quantiles are order statistics,
+without interpolation. A beta of 0 or less is never kept, also where fewer than the ``density`` share are above it.
 """
 
 import math

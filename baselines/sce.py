@@ -3,6 +3,8 @@
 Per tensor: *select* the ``density`` share of weights in which the task vectors vary most; *calculate* a weight for
 each expert, ``c_t = ||tau_t||^2 / sum_u ||tau_u||^2`` of what was selected; *erase* per weight the task vectors whose
 sign is not that of their sum: ``shared = base + sum_t c_t e_t tau_t / sum_t c_t e_t`` with e_t in {0, 1}.
+
+Departure from mergekit: it weighs all experts alike where the mean squares of the task vectors sum to less than 1e-6.
 """
 
 from collections.abc import Mapping

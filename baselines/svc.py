@@ -53,6 +53,7 @@ def merge(
             share = torch.where(size > 0, (response * own).sum(1) / size, 0.0)
             held += share.clamp(min=floor)
         gamma = len(experts) / held
-        return (origin.float() + left @ (gamma[:, None] * response)).to(merged.dtype).contiguous()
+        # What lies in directions too small to be found stays as it was merged.
+        return (merged.float() + left @ ((gamma - 1)[:, None] * response)).to(merged.dtype).contiguous()
 
     return Merged(StateDict(shared, calibrated))

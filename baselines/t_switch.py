@@ -6,6 +6,9 @@ and w is one-hot at the known task. The paper's drop rate is 1 - ``density``.
 
 It is stored as one bit a weight that says what is kept, one a kept weight for its sign, and a number per tensor. The
 authors' packing by groups of four takes about as much.
+
+Departure from their code: counts are rounded, where it cuts them; a side whose count is 0 is dropped, where it is kept
+whole.
 """
 
 from collections.abc import Mapping

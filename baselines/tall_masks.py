@@ -25,8 +25,8 @@ def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
     """Keep the sum of the task vectors, and per expert a mask of it.
 
     Args:
-        threshold: how much smaller than the other tasks' sum a task's own weight may be, at least 0; a larger one
-            keeps less.
+        threshold: a task's own weight is kept if it exceeds this share of the other tasks' sum; at least 0. A larger
+            one keeps less.
 
     Raises:
         ValueError: threshold is negative.

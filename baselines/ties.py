@@ -6,6 +6,8 @@ the mean (or sum) of the trimmed values that have the elected sign.
 
 Dialects that go by the same name elsewhere are parameters: ``scope`` trims over the whole model (the authors' code,
 FusionBench) or over each tensor (mergekit); ``aggregate`` is the paper's disjoint mean, or the sum.
+
+Departure: where the sum is 0 nothing is merged; the authors' code takes the sign that most of the vector has.
 """
 
 import math

@@ -6,7 +6,8 @@ side and T the number of tasks. All tasks' vectors are put side by side and made
 
     tau = polar([U_1 .. U_T]) diag(S_1 .. S_T) polar([V_1 .. V_T])^T,   shared = base + scaling * tau
 
-where polar(P D Q^T) = P Q^T. The paper's alpha is ``scaling``. Tensors that are no matrices are averaged.
+where polar(P D Q^T) = P Q^T. The paper's alpha is ``scaling``. Tensors that are no matrices move
+by ``scaling`` times the mean task vector.
 
 Departures from the authors' code: k is at least 1, so a matrix with fewer rows than there are tasks is kept; no matrix
 is left out by its name.

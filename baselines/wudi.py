@@ -9,7 +9,7 @@ sum_t G_t - sum_t tau_t G_t)``, so all that a step needs of the experts is two s
 is the minimum, ``tau = (sum_t tau_t G_t) (sum_t G_t)^-1``.
 
 The authors' runner for RoBERTa leaves biases, norms and embeddings at the base (``others: base``); FusionBench's
-averages them (``mean``).
+moves them by ``scaling`` times their mean task vector (``mean``).
 """
 
 import math
@@ -40,7 +40,8 @@ def merge(
         solver: "adam" or "closed".
         steps: of Adam, at least 1.
         lr: of Adam, above 0.
-        others: what tensors become that are no weights of linear layers: "mean" of the experts, or "base".
+        others: what tensors become that are no weights of linear layers: "mean", moved by the mean task vector, or
+            "base".
 
     Raises:
         ValueError: a hyperparameter is out of range.

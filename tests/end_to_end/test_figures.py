@@ -12,7 +12,7 @@ REPORTS = ROOT / "results" / "reference" / "reports"
 FILES = ("README.md", "results/README.md")
 FIGURE = r"\d+\.\d+|\d+ (?:MB|points|times)"
 TOLD = r"Python 3\.11"  # no figure
-TWIN = "twin_merging (shared.method=task_arithmetic, router={})"
+TWIN = "twin_merging (method@shared=task_arithmetic, router={})"
 MPNET = "glue_mpnet", "strict_bfloat16_normalized"
 TASKS = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI"}
 TASKS |= {"qnli": "QNLI", "rte": "RTE"}

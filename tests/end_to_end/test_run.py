@@ -367,6 +367,12 @@ def test_an_error_of_the_code_shows_its_traceback_and_one_of_the_user_a_line_and
     assert {row["method"] for row in rows_of(results, status="ok")} == {"average"}
 
 
+@pytest.mark.parametrize("name", ["adamerging", "regmean_pp"])
+def test_methods_that_run_the_model_leave_biases_to_the_experts_under_the_papers_protocol(bench, name):
+    few = ["method.rows=20", "suite.only=[letters,colours]", *(["method.steps=2"] if name == "adamerging" else [])]
+    assert bench(f"method={name}", "protocol=paper", *few) == "ok"
+
+
 @pytest.mark.parametrize("name", [path.stem for path in YAMLS])
 def test_every_method_runs(bench, name):
     """Its defaults, but for rows of a task, of which there are few here, for steps, and the expert that is named."""

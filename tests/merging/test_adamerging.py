@@ -90,6 +90,25 @@ def test_the_slope_is_that_of_the_mean_entropy(family, module):
             assert slope == pytest.approx(float(found[name].norm()), rel=0.02)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_slope_reads_tokens_and_no_padding(family, side):
+    suite = opened(family)
+    suite.tokenizer.padding_side = side
+    own = bench(suite, 5)
+    state, drawn = dict(suite.experts["letters"]), int(torch.randperm(5, generator=generator(4))[0])
+    found = entropy.prepare(own)(state, "letters", 5, 1, generator(4))
+    text = sorted(suite.tasks["letters"].splits["validation"]["text"], key=lambda text: len(text.split()))[drawn]
+    with own.holding(state) as module, torch.inference_mode(False), torch.enable_grad():
+        model = suite.workload.model(own, "letters")
+        logs = model(**suite.tokenizer(text, return_tensors="pt")).logits.log_softmax(1)
+        (-(logs.exp() * logs).sum()).backward()
+        name = "encoder.layer.1.output.dense.weight"
+        wanted = module.get_parameter(name).grad.clone()
+        module.zero_grad()
+    assert len(text.split()) < 11, "the longest has no padding"
+    assert (found[name] - wanted).norm() < 1e-3 * wanted.norm()
+
+
 def test_steps_make_the_merged_model_surer(family):
     suite = opened(family)
     base = {name: suite.base[name] for name in suite.base}

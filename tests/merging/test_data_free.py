@@ -260,16 +260,17 @@ def test_ace_is_its_equation(uneven):
         given = vectors(base, experts, name)
         centred = [own - own.mean(0, keepdim=True) for own in given]
         sigmas, ridges = [own.T @ own for own in centred], [0.03] * len(given)
-        constant = sum(sigmas).mean(0, keepdim=True).expand(sigmas[0].shape)
         if not uneven:
             traces = [sigma.trace() for sigma in sigmas]
-            constant = constant / (sum(traces) / len(traces))
             ridges = [0.03 / trace for trace in traces]
             sigmas = [sigma / trace for sigma, trace in zip(sigmas, traces, strict=True)]
+        constant = sum(sigmas).mean(0, keepdim=True).expand(sigmas[0].shape)
+        if not uneven:
+            constant = constant / (sum((own.T @ own).trace() for own in given) / len(given))
         each = [sigma + ridge * torch.eye(len(sigma)) for sigma, ridge in zip(sigmas, ridges, strict=True)]
         tau = sum(own @ sigma for own, sigma in zip(centred, each, strict=True)) @ (sum(each) + constant).inverse()
         if not uneven:
-            mean = sum(sigmas) / len(sigmas)
+            mean = sum(each) / len(each)
             left, values, right = torch.linalg.svd(
                 sum(own @ (sigma - mean) for own, sigma in zip(given, sigmas, strict=True)) + tau, full_matrices=False
             )
@@ -601,6 +602,8 @@ def test_tasks_draw_of_their_own():
         ("wudi", {"scaling": math.inf}, "scaling"),
         ("wudi", {"others": "zero"}, "others"),
         ("ace", {"ridge": 0.0}, "ridge"),
+        ("ace", {"uneven": math.nan}, "uneven"),
+        ("della", {"scaling": math.inf}, "scaling"),
         ("ace", {"refined": 1.5}, "refined"),
         ("ace", {"scaling": math.inf}, "scaling"),
         ("breadcrumbs", {"density": 0.0}, "density"),

@@ -551,7 +551,7 @@ def test_what_is_no_method_is_refused():
 
 
 def test_a_configuration_in_one_line():
-    line = "compression=svd rank_ratio=0.1 shared.method=task_arithmetic shared.scaling=0.3 router=mlp seed=0"
+    line = "compression=svd rank_ratio=0.1 method@shared=task_arithmetic shared.scaling=0.3 router=mlp seed=0"
     assert planned().label == f"demo strict twin_merging {line}"
     assert planned("method=ties", "split=validation").label.endswith(" scope=global aggregate=mean split=validation")
 

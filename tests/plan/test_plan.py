@@ -11,7 +11,7 @@ from twinbench.plan.job import check_export
 
 
 def test_a_label_has_what_was_chosen_and_leaves_out_what_was_not():
-    routed = "demo strict twin_merging compression=svd rank_ratio=0.1 shared.method=task_arithmetic shared.scaling=0.3"
+    routed = "demo strict twin_merging compression=svd rank_ratio=0.1 method@shared=task_arithmetic shared.scaling=0.3"
     assert planned("suite=demo").label == f"{routed} router=mlp seed=0"
     static = planned("suite=demo", "method=average", "protocol=paper", "split=validation")
     assert static.label == "demo paper  average split=validation"

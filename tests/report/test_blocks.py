@@ -207,7 +207,7 @@ def test_runs_that_differ_in_anything_but_the_seed_are_rows_of_their_own():
     mixed = {"shared": {"method": "ties", "scaling": 0.5}, "rank": 8}
     (row,) = only(run("twin", params=mixed, router=MLP)).rows
     assert row.settings == {
-        "shared.method": "ties",
+        "method@shared": "ties",
         "shared.scaling": 0.5,
         "rank": 8,
         "router": "mlp",
@@ -232,11 +232,11 @@ def test_primary_scores_stand_apart_from_other_metrics_and_splits():
     ("settings", "names"),
     [
         (  # what is the same everywhere, or of another shared method alone, is left out
-            [{"shared.method": "none", "rank": 8}, {"shared.method": "ties", "shared.scaling": 1.0, "rank": 8}],
-            ["(shared.method=none)", "(shared.method=ties)"],
+            [{"method@shared": "none", "rank": 8}, {"method@shared": "ties", "shared.scaling": 1.0, "rank": 8}],
+            ["(method@shared=none)", "(method@shared=ties)"],
         ),
         (  # but not where two rows have that shared method
-            [{"shared.method": "ties", "shared.scaling": 1.0}, {"shared.method": "ties", "shared.scaling": 0.5}],
+            [{"method@shared": "ties", "shared.scaling": 1.0}, {"method@shared": "ties", "shared.scaling": 0.5}],
             ["(shared.scaling=1.0)", "(shared.scaling=0.5)"],
         ),
         ([{"rank": 8}], [""]),

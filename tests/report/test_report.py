@@ -300,10 +300,10 @@ def test_what_a_shared_expert_is_worth_is_paired_at_equal_settings(tmp_path):
         params = {"rank_ratio": ratio, "shared": {"method": method}}
         add_run(tmp_path, f"{method}{ratio}", "twin_merging", guess(good), params=params, router={"name": "oracle"})
     found = table(tmp_path, "shared")
-    assert list(found.index) == [f"twin_merging (rank_ratio={ratio}, shared.method=ties)" for ratio in (0.1, 0.5)]
+    assert list(found.index) == [f"twin_merging (rank_ratio={ratio}, method@shared=ties)" for ratio in (0.1, 0.5)]
     small, large = found.iloc[0], found.iloc[1]
     normalized = table(tmp_path)["average"]
-    labels = [f"twin_merging (rank_ratio=0.1, shared.method={method})" for method in ("ties", "pretrained")]
+    labels = [f"twin_merging (rank_ratio=0.1, method@shared={method})" for method in ("ties", "pretrained")]
     assert small["average"] == pytest.approx(normalized[labels[0]] - normalized[labels[1]])
     assert small["topic"] > 10 and 0 < small["average_low"] < small["average"] < small["average_high"]
     assert small["p"] < 0.01 and large["average"] == large["topic"] == 0 and large["p"] == 1

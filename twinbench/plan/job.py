@@ -116,7 +116,8 @@ class Job:
     def label(self) -> str:
         """The configuration in one line, for a person."""
         shown = {key: value for key, value in self.params.items() if key != "shared"}
-        shown |= {f"shared.{key}": value for key, value in self.params.get("shared", {}).items()}
+        for key, value in self.params.get("shared", {}).items():
+            shown["method@shared" if key == "method" else f"shared.{key}"] = value
         values = "".join(f" {key}={value}" for key, value in shown.items() if value is not None)
         router = f" router={self.router['name']}" if self.router else ""
         seed = "" if self.seed is None else f" seed={self.seed}"

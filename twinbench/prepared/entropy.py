@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twinbench.prepared._remembered import check
+from twinbench.prepared.prefix_gram import whole
 from twinbench.system.mistakes import Mistake
 
 READS = "training inputs"
@@ -40,9 +41,9 @@ def gradients(bench, split: str, argument: str) -> Callable[..., dict[str, Tenso
             (pools[task, rows],) = workload.batches(bench, task, split, rows, rows)
         chosen = torch.randperm(rows, generator=draw)[:size]
         batch = {name: tensor[chosen] for name, tensor in pools[task, rows].items()}
-        longest = int(batch["attention_mask"].sum(1).max())
-        batch = {name: tensor[:, :longest] for name, tensor in batch.items()}
-        with bench.holding(state) as module, torch.inference_mode(False), torch.enable_grad():
+        seen = batch["attention_mask"].bool().any(0)  # padding may be on either side
+        batch = {name: tensor[:, seen] for name, tensor in batch.items()}
+        with bench.holding(whole(bench, state, task)) as module, torch.inference_mode(False), torch.enable_grad():
             parameters = {name: parameter for name, parameter in module.named_parameters() if name in state}
             _, values = workload.log_likelihoods(workload.model(bench, task), batch, suite.tasks[task])
             loss = -(values.exp() * values).sum(1).mean()

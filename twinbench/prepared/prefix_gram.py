@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from twinbench.prepared._remembered import check
@@ -22,7 +22,7 @@ class _Enough(Exception):
 
 
 def prepare(bench) -> Callable[[Mapping[str, Tensor], str, int, Collection[str]], dict[str, Tensor]]:
-    """Per weight (d_out, d_in) of a linear layer in ``names`` its G (d_in, d_in), float32.
+    """Per weight (d_out, d_in) in ``names`` of an `nn.Linear` its G (d_in, d_in), float32; other weights have none.
 
     Raises:
         ValueError: the task has fewer rows, or the suite's experts are LoRA factors.
@@ -31,6 +31,7 @@ def prepare(bench) -> Callable[[Mapping[str, Tensor], str, int, Collection[str]]
     def prefix_gram(state: Mapping[str, Tensor], expert: str, rows: int, names: Collection[str]) -> dict[str, Tensor]:
         check(bench, "prefix_gram", "model", "batches")
         layers = {name: bench.module.get_submodule(name.removesuffix(".weight")) for name in names}
+        layers = {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
         sums = {name: layer.weight.new_zeros(2 * (layer.in_features,)).float() for name, layer in layers.items()}
         counts, mask, waiting = dict.fromkeys(layers, 0), torch.zeros(0), set()
 
@@ -48,7 +49,7 @@ def prepare(bench) -> Callable[[Mapping[str, Tensor], str, int, Collection[str]]
         ]
         workload, size = bench.suite.workload, min(bench.batch_size, rows)
         try:
-            with bench.holding(state), torch.inference_mode():
+            with bench.holding(whole(bench, state, expert)), torch.inference_mode():
                 model, given = workload.model(bench, expert), workload.batches(bench, expert, "train", rows, size)
                 for batch in tqdm(given, total=-(-rows // size), desc=f"Gram matrices of {expert}", leave=False):
                     mask, waiting = batch["attention_mask"].bool(), set(layers)
@@ -60,3 +61,9 @@ def prepare(bench) -> Callable[[Mapping[str, Tensor], str, int, Collection[str]]
         return {name: (total / max(1, counts[name])).cpu() for name, total in sums.items()}
 
     return prefix_gram
+
+
+def whole(bench, state: Mapping[str, Tensor], expert: str) -> dict[str, Tensor]:
+    """A state with an expert's own tensors where nothing is merged: biases under ``protocol=paper``."""
+    own = bench.suite.experts[expert]
+    return {**{name: own[name] for name in own if name not in state}, **state}

@@ -16,6 +16,7 @@ from twinbench.records.record import LOWER, ONE, UPPER, Record
 from twinbench.system.device import PRECISIONS
 
 Column = tuple[str, str]  # (task, metric)
+NAMED = {"shared.method": "method@shared"}  # settings that a record calls otherwise than the command line
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def labels(method: str, settings: list[dict]) -> list[str]:
 
 def _values(key: str, row: Mapping, settings: list[dict]) -> set[str]:
     """The values of a setting among the rows where it means the same: all, or those of one router or shared method."""
-    of = {"router.": "router", "shared.": "shared.method"}.get(key[: key.find(".") + 1])
+    of = {"router.": "router", "shared.": "method@shared"}.get(key[: key.find(".") + 1])
     like = [other for other in settings if of in (None, key) or other.get(of) == row.get(of)]
     return {_text(other[key]) for other in like if key in other}
 
@@ -204,10 +205,10 @@ def _text(value: object) -> str:
 
 
 def _settings(record: Mapping) -> dict:
-    """Params and router as one flat dict: ``shared.scaling``, ``router`` (its name), ``router.hidden``, …"""
+    """Params and router as flat overrides: ``method@shared``, ``shared.scaling``, ``router`` (its name), …"""
     router = dict(record["router"] or {"name": "none"})
-    flat = _flat(record["params"] or {}, "") | {"router": router.pop("name")}
-    return flat | _flat(router, "router.")
+    params = {NAMED.get(key, key): value for key, value in _flat(record["params"] or {}, "").items()}
+    return params | {"router": router.pop("name")} | _flat(router, "router.")
 
 
 def _flat(tree: Mapping, prefix: str) -> dict:

@@ -59,7 +59,7 @@ TABLES = (
     Table(
         "shared",
         "With a shared expert minus without (percentage points)",
-        "Normalized score of the row minus that of the row without a shared expert (shared.method=pretrained) "
+        "Normalized score of the row minus that of the row without a shared expert (method@shared=pretrained) "
         "that is equal to it otherwise: the same router settings and bytes of exclusive parts. * marks a paired "
         "95 % bootstrap interval over the scored examples without 0; the CSV has all intervals.",
         differences,

@@ -8,11 +8,11 @@ import pandas as pd
 from twinbench.report import bootstrap
 from twinbench.report.blocks import Block, Column, Row
 
-KEY, NONE = "shared.method", "pretrained"
+KEY, NONE = "method@shared", "pretrained"
 
 
 def shared(block: Block, draws: bootstrap.Draws, counted: list[Column]) -> pd.DataFrame:
-    """Normalized score of each row with a shared expert minus that of the row without (``shared.method=pretrained``:
+    """Normalized score of each row with a shared expert minus that of the row without (``method@shared=pretrained``:
     base + SVD of expert - base) that is equal to it otherwise, so at equal bytes of exclusive parts.
 
     Returns:
@@ -35,7 +35,8 @@ def _alike(rows: list[Row]) -> list[list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if KEY in row.settings:
-            rest = {key: value for key, value in row.settings.items() if not key.startswith("shared.")}
+            own = [key for key in row.settings if key == KEY or key.startswith("shared.")]
+            rest = {key: value for key, value in row.settings.items() if key not in own}
             groups.setdefault(json.dumps([row.method, rest], sort_keys=True), []).append(row)
     return list(groups.values())
 
