@@ -47,6 +47,15 @@ def commands() -> list[tuple[str, list[str]]]:
     return [(found[1], found[2:]) if found[0] == "-m" else (found[0], found[1:]) for found in words]
 
 
+def test_the_page_on_experiments_has_all_of_them():
+    told = re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in table_lines("docs/experiments.md")))
+    assert sorted(told) == sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+def table_lines(page: str) -> list[str]:
+    return [line for line in TEXTS[page].splitlines() if line.startswith("| `")]
+
+
 def test_its_table_is_that_of_the_reference_reports():
     scores, storage = (pd.read_csv(REPORTS / "demo" / f"strict_{kind}.csv") for kind in ("normalized", "storage"))
     rows = scores.merge(storage, on="method", validate="one_to_one")
