@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from support.commands import ROOT
+from twinbench.records import store
 
 REPORTS = ROOT / "results" / "reference" / "reports"
 FILES = ("README.md", "results/README.md")
@@ -66,15 +67,33 @@ def kept(method: str) -> str:
     return f"{line.average:.1f} ({line.average_low:.1f} to {line.average_high:.1f})"
 
 
+def found_of_stsb(run_id: str) -> dict[str, float]:
+    """Of STS-B's first 1,000 test rows, by their source, how many percent a run sent to STS-B's expert.
+
+    The sources stand in the order captions, forum, news (Cer et al., SemEval 2017).
+    """
+    rows = store.predictions(REPORTS.parent, run_id)
+    rows = rows[(rows["task"] == "stsb") & (rows["split"] == "test")]
+    source = pd.cut(rows["row"], [-1, 624, 999], labels=["captions", "forum"])
+    return (100 * (rows["route"] == "stsb").groupby(source, observed=True).mean()).to_dict()
+
+
+def under(protocol: str, method: str) -> str:
+    """What a row of glue_mpnet keeps under another protocol than strict."""
+    return f"{table('glue_mpnet', f'{protocol}_bfloat16_normalized').loc[method, 'average']:.1f}"
+
+
 def mpnet() -> list[str]:
     """The pieces of prose on glue_mpnet."""
     text, oracle = TWIN.format("text"), TWIN.format("oracle")
+    mlp, more = (TWIN.format(f"mlp, router.features.rows={rows}") for rows in ("null", 5500))
     line = table(*MPNET).loc[text]
     rest = [line[task] for task in TASKS if task != "stsb"]
     routed = table("glue_mpnet", "strict_bfloat16_router").loc[text, "stsb"]
-    paper = behind("glue_mpnet", TWIN.format("mlp"), name=MPNET[1])
+    paper = behind("glue_mpnet", mlp, name=MPNET[1])
     bare = behind("glue_mpnet", text.replace("task_arithmetic", "pretrained"), 1, "+.1f", MPNET[1])
     total = table("glue_mpnet", "strict_bfloat16_storage")["total"] / 1e6
+    source = found_of_stsb("d559c65a3a3f")
     return [
         mpnet_experts("glue_mpnet", "strict_bfloat16_living"),
         f"the unmerged base keeps {kept('pretrained')}, Task Arithmetic {kept('task_arithmetic')}, Twin-Merging with a "
@@ -83,10 +102,20 @@ def mpnet() -> list[str]:
         f"in {total[oracle]:.0f} MB for their {total['individual']:.0f} MB",
         f"It sends {routed:.1f} % of the pairs of STS-B to its expert, and keeps {line['stsb']:.1f} there; over the "
         f"other seven tasks it keeps {sum(rest) / len(rest):.1f}",
-        f"keeps {kept(TWIN.format('mlp'))}, {paper[0]} points less ({paper[1]})",
+        f"It finds {source['captions']:.1f} % of its captions and {source['forum']:.1f} % of its forum pairs",
+        f"keeps {kept(mlp)}, {paper[0]} points less ({paper[1]})",
         f"TALL-masks keeps {kept('tall_masks')} and EMR {kept('emr')}",
         f"RegMean keeps {kept('regmean')}, TIES {kept('ties')}",
         f"changes the average by {bare[0]} ({bare[1]})",
+        f"it keeps {kept(TWIN.format('risk'))}",
+        f"it keeps {kept(more)}",
+        f"keeps {kept('smile')}",
+        f"the experts keep {under('blind', 'individual')}, Twin-Merging {under('blind', 'twin_merging')}, TIES "
+        f"{under('blind', 'ties')}, Task Arithmetic {under('blind', 'task_arithmetic')}, the average "
+        f"{under('blind', 'average')}",
+        f"Twin-Merging keeps {under('paper', 'twin_merging')}, TIES {under('paper', 'ties')}, Task Arithmetic "
+        f"{under('paper', 'task_arithmetic')}, the average {under('paper', 'average')}, the base "
+        f"{under('paper', 'pretrained')}",
     ]
 
 

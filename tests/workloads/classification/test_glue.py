@@ -198,21 +198,3 @@ def test_a_sixth_of_stsb_are_pairs_of_mrpc(suite):
         pairs[name] = [frozenset(plain.sub("", text.lower()) for text in pair) for two in texts for pair in two]
     known = set(pairs["mrpc"])
     assert sum(pair in known for pair in pairs["stsb"]) == 250
-
-
-@pytest.mark.parametrize(
-    ("run_id", "found", "lost", "forum"),
-    [
-        pytest.param("3d64f5562275", [97, 19, 83], 404, 303, id="text"),
-        pytest.param("ad10bd251b7b", [98, 28, 90], 330, 269, id="risk"),
-    ],
-)
-def test_most_of_the_rows_of_stsb_that_a_router_loses_are_forum_pairs(run_id, found, lost, forum):
-    """What LOG.md says of the weak task, from the predictions of the main table's first seeds."""
-    results = Path(__file__).parents[3] / "results" / "reference"
-    rows = store.predictions(results, run_id)
-    rows = rows[(rows["task"] == "stsb") & (rows["split"] == "test")]
-    source = pd.cut(rows["row"], [-1, 624, 999, 1499], labels=["captions", "forum", "news"])
-    right = rows["route"] == "stsb"
-    assert (100 * right.groupby(source, observed=True).mean()).round().tolist() == found
-    assert (~right).sum() == lost and source[~right].value_counts()["forum"] == forum
