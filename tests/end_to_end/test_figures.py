@@ -15,6 +15,7 @@ FIGURE = r"\d+\.\d+|\d+ (?:MB|points|times)"
 TOLD = r"Python 3\.11"  # no figure
 TWIN = "twin_merging (method@shared=task_arithmetic, router={})"
 MPNET = "glue_mpnet", "strict_bfloat16_normalized"
+MINILM = "glue_minilm", "strict_bfloat16_normalized"
 TASKS = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI"}
 TASKS |= {"qnli": "QNLI", "rte": "RTE"}
 
@@ -61,9 +62,9 @@ def mpnet_experts(report: str, name: str) -> str:
     return f"{', '.join(told)} points"
 
 
-def kept(method: str) -> str:
-    """What a row of glue_mpnet keeps, with its interval."""
-    line = table(*MPNET).loc[method]
+def kept(method: str, where: tuple[str, str] = MPNET) -> str:
+    """What a row keeps, with its interval."""
+    line = table(*where).loc[method]
     return f"{line.average:.1f} ({line.average_low:.1f} to {line.average_high:.1f})"
 
 
@@ -119,6 +120,33 @@ def mpnet() -> list[str]:
     ]
 
 
+def minilm() -> list[str]:
+    """The pieces of prose on glue_minilm."""
+    alive = table("glue_minilm", "strict_bfloat16_living")
+    (dead,) = alive.index[alive["expert is"] == "dead"]
+    told = ", ".join(f"{name} {alive['score'][task]:.1f}" for task, name in TASKS.items() if task != dead)
+    text, rows = TWIN.format("text").replace("(", "(rank_ratio=0.1, "), table(*MINILM)
+    line = rows.loc[text]
+    rest = [line[task] for task in TASKS if task not in ("stsb", dead)]
+    bare = behind("glue_minilm", text.replace("task_arithmetic", "pretrained"), 1, "+.1f", MINILM[1])
+    return [
+        f"in points: {told}",
+        f"{TASKS[dead]}'s scores {alive['score'][dead]:.1f} where the best constant answer has "
+        f"{alive['best constant'][dead]:.1f}",
+        f"the unmerged base keeps {kept('pretrained', MINILM)}, Task Arithmetic {kept('task_arithmetic', MINILM)}, "
+        f"Twin-Merging with a learned router {kept(text, MINILM)}, and with the known task "
+        f"{kept(text.replace('text', 'oracle'), MINILM)}",
+        f"The plain average keeps {kept('average', MINILM)}, above the base here",
+        f"it keeps {kept(text.replace('text', 'risk'), MINILM)}",
+        f"keeps {kept(text.replace('text', 'mlp, router.rows=null'), MINILM)} on held-out rows and "
+        f"{kept(text.replace('text', 'mlp, router.rows=5500'), MINILM)} on its code's 5,500",
+        f"TALL-masks keeps {kept('tall_masks', MINILM)} and EMR {kept('emr', MINILM)}",
+        f"RegMean keeps {kept('regmean', MINILM)}, SMILE {kept('smile', MINILM)}, DARE {kept('dare', MINILM)}",
+        f"keeps {line['stsb']:.1f} on STS-B and {sum(rest) / len(rest):.1f} on the other living tasks",
+        f"moves the average by {bare[0]} ({bare[1]})",
+    ]
+
+
 def sentences() -> list[str]:
     """The pieces of prose in results/README.md that hold figures, with what the reports give in their place."""
     bare = TWIN.format("mlp").replace("task_arithmetic", "pretrained")
@@ -132,10 +160,9 @@ def sentences() -> list[str]:
         "best constant answers, RegMean {}, TIES {}, Task Arithmetic {}, the unmerged base {}".format(*corrected),
         f"the difference is {shared[0]} ({shared[1]})",
         *mpnet(),
+        *minilm(),
         mpnet_experts("glue_mpnet_select", "strict_validation_bfloat16_living"),
         f"worth {min(costs):.0f} to {max(costs):.0f} points to a static merge",
-        f"the majority class ({score('glue_minilm', 'rte', 'score', 'strict_living')})",
-        f"with {score('glue_minilm', 'cola', 'score', 'strict_living')} Matthews",
     ]
 
 
