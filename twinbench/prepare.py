@@ -149,8 +149,15 @@ def read(suite: Mapping) -> dict[str, Task]:
     for name, config in suite["tasks"].items():
         sources = {key: fetch(source) for key, source in config["sources"].items()}
         task = kind.read(name, config, sources, tokenizer, suite["limit"])
-        tasks[name] = mistyped(task, rate) if (rate := suite.get("corrupted")) else task
+        tasks[name] = _corrupted(task, rate) if (rate := suite.get("corrupted")) else task
     return tasks
+
+
+def _corrupted(task: Task, rate: float) -> Task:
+    """The task with typing errors in what is scored; its training and held-out rows stay as they are."""
+    scored = {split: frame for split, frame in task.splits.items() if split not in ("train", "validation")}
+    typed = {split: mistyped(frame, task.columns, rate) for split, frame in scored.items()}
+    return replace(task, splits={**task.splits, **typed})
 
 
 def workload(suite: Mapping) -> ModuleType:

@@ -5,17 +5,11 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from support.commands import composed, planned
-from support.family import make_task
 from twinbench import prepare
 from twinbench.plan.identity import expert_id
 from twinbench.tasks.corrupted import mistyped
 
 TEXTS = ["The quick brown fox jumps over the lazy dog, 17 times.", "Zug um Zug!", "", "12 34", "ÄÖÜ und ß"]
-
-
-def task(texts: list[str]):
-    frame = pd.DataFrame({"text": texts * 20, "label": [0, 1] * (10 * len(texts))})
-    return make_task("letters", {"train": frame, "test": frame, "further": frame})
 
 
 def distance(left: str, right: str) -> int:
@@ -28,24 +22,21 @@ def distance(left: str, right: str) -> int:
     return row[-1]
 
 
-def test_only_what_is_scored_is_mistyped_and_the_same_text_in_the_same_way():
-    clean = task(TEXTS)
-    found = mistyped(clean, 0.5)
-    for split in ("train", "validation"):
-        pd.testing.assert_frame_equal(found.splits[split], clean.splits[split])
-    for split in ("test", "further"):
-        pairs = pd.DataFrame({"clean": clean.splits[split]["text"], "typed": found.splits[split]["text"]})
-        assert (pairs.groupby("clean")["typed"].nunique() == 1).all()
-        assert (found.splits[split]["label"] == clean.splits[split]["label"]).all()
-    typed = dict(zip(clean.splits["test"]["text"], found.splits["test"]["text"], strict=True))
-    assert typed[TEXTS[0]] != TEXTS[0] and typed[""] == "" and typed["12 34"] == "12 34"
+def typed(texts: list[str], rate: float) -> list[str]:
+    return mistyped(pd.DataFrame({"text": texts, "label": 0}), ["text"], rate)["text"].tolist()
+
+
+def test_the_same_text_has_the_same_errors_and_only_letters_have_any():
+    first, again = typed(TEXTS, 0.5), typed(TEXTS[::-1], 0.5)[::-1]
+    assert first == again and first[0] != TEXTS[0]
+    assert dict(zip(TEXTS, first, strict=True))[""] == "" and first[TEXTS.index("12 34")] == "12 34"
 
 
 def test_as_many_letters_are_wrong_as_asked():
     draw = np.random.default_rng(0)
     texts = ["".join(draw.choice(list("etaoinshrdlu"), size=200)) for _ in range(50)]
     for rate in (0.05, 0.2):
-        found = mistyped(task(texts), rate).splits["test"]["text"][: len(texts)]
+        found = typed(texts, rate)
         wrong = sum(distance(a, b) for a, b in zip(texts, found, strict=True)) / (200 * len(texts))
         # a letter that is swapped with another is two replacements, and with the same one none
         assert 0.8 * rate < wrong < 1.4 * rate, (rate, wrong)
@@ -65,4 +56,6 @@ def test_a_suite_reads_its_rows_mistyped(family, tmp_path):
         suite = OmegaConf.to_container(composed(family / "conf", tmp_path, f"suite.corrupted={rate}"), resolve=True)
         read[rate] = prepare.read(suite["suite"])["letters"].splits
     assert read["null"]["train"].equals(read["0.5"]["train"])
-    assert not read["null"]["test"].equals(read["0.5"]["test"])
+    assert read["null"]["validation"].equals(read["0.5"]["validation"])
+    clean, wrong = (read[rate]["test"] for rate in ("null", "0.5"))
+    assert (clean["text"] != wrong["text"]).mean() > 0.5 and (clean["label"] == wrong["label"]).all()

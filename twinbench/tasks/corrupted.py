@@ -1,26 +1,21 @@
 """Texts with typing errors: how much of a score, and of a route, hangs on clean inputs."""
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
-
-from twinbench.suite import Task
+import pandas as pd
 
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # rows of a keyboard: a neighbour is struck in a letter's place
 
 
-def mistyped(task: Task, rate: float) -> Task:
-    """The task with typing errors in the texts that are scored; its training and held-out rows stay as they are.
+def mistyped(frame: pd.DataFrame, columns: Sequence[str], rate: float) -> pd.DataFrame:
+    """The frame with typing errors in its text columns.
 
     Each letter is struck wrong with probability ``rate`` in (0, 1]: left out, doubled, swapped with the one before it,
     or replaced by a neighbour on the keyboard, each as likely as the other. The same text always has the same errors.
     """
-    splits = dict(task.splits)
-    for split in splits.keys() - {"train", "validation"}:
-        frame = splits[split]
-        splits[split] = frame.assign(**{name: [_typed(text, rate) for text in frame[name]] for name in task.columns})
-    return replace(task, splits=splits)
+    return frame.assign(**{column: [_typed(text, rate) for text in frame[column]] for column in columns})
 
 
 def _typed(text: str, rate: float) -> str:
