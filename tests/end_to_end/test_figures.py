@@ -87,7 +87,7 @@ def under(protocol: str, method: str) -> str:
 def mpnet() -> list[str]:
     """The pieces of prose on glue_mpnet."""
     text, oracle = TWIN.format("text"), TWIN.format("oracle")
-    mlp, more = (TWIN.format(f"mlp, router.features.rows={rows}") for rows in ("null", 5500))
+    mlp, more = (TWIN.format(f"mlp, router.rows={rows}") for rows in ("null", 5500))
     line = table(*MPNET).loc[text]
     rest = [line[task] for task in TASKS if task != "stsb"]
     routed = table("glue_mpnet", "strict_bfloat16_router").loc[text, "stsb"]
