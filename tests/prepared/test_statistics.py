@@ -85,6 +85,15 @@ def test_gram_is_the_mean_outer_product_of_a_layers_inputs(family, suite, expert
         torch.testing.assert_close(averages[name], wanted, atol=1e-6, rtol=1e-5)
 
 
+def test_prefix_gram_leaves_out_what_is_no_linear_layer(suite):
+    """A position bias in a block is an embedding, and its inputs have no second moments."""
+    ask, table = prefix_gram.prepare(bench(suite)), "embeddings.position_embeddings.weight"
+    state, expert = dict(suite.base), next(iter(suite.experts))
+    layer = "encoder.layer.0.output.dense.weight"
+    assert ask(state, expert, 4, [table]) == {}
+    assert ask(state, expert, 4, [table, layer]).keys() == {layer}
+
+
 def test_prefix_gram_is_gram_under_the_experts_own_weights_and_another_under_others(suite):
     own = bench(suite, 3)
     wanted = dict(gram.prepare(own)("colours", ROWS))

@@ -32,6 +32,8 @@ def prepare(bench) -> Callable[[Mapping[str, Tensor], str, int, Collection[str]]
         check(bench, "prefix_gram", "model", "batches")
         layers = {name: bench.module.get_submodule(name.removesuffix(".weight")) for name in names}
         layers = {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
+        if not layers:
+            return {}
         sums = {name: layer.weight.new_zeros(2 * (layer.in_features,)).float() for name, layer in layers.items()}
         counts, mask, waiting = dict.fromkeys(layers, 0), torch.zeros(0), set()
 
