@@ -63,7 +63,8 @@ def workbench(job: Job, limit: int) -> Workbench:
     logging.disable_progress_bar()
     config, device = job.config, picked(job.config["device"])
     check_precision(device, config["precision"])
-    return Workbench(opened(config["suite"], device), device, config["batch_size"], limit, config["precision"])
+    suite = opened(config["suite"], device, config["split"])
+    return Workbench(suite, device, config["batch_size"], limit, config["precision"])
 
 
 def setting(job: Job, bench: Workbench) -> Setting:
@@ -115,8 +116,12 @@ def keep_training(job: Job, tasks: Mapping[str, Task] | None = None) -> None:
         store.write_experts(job.results_dir, job.suite_id, training)
 
 
-def opened(suite: Mapping, device: str) -> Suite:
-    """Fetch a suite's base, fine-tune or fetch its experts, and open them with its tasks."""
+def opened(suite: Mapping, device: str, split: str = "test") -> Suite:
+    """Fetch a suite's base, fine-tune or fetch its experts, and open them with its tasks.
+
+    Args:
+        split: that is to be scored, at most ``limit`` rows of a task.
+    """
     kind, tasks = workload(suite), read(suite)
     base, words = fetch(suite["base"]), _words(suite)
     if suite["checkpoints"] is not None:
@@ -127,6 +132,8 @@ def opened(suite: Mapping, device: str) -> Suite:
             name: kind.finetune(base, tasks[name], how, expert_folder(suite, name), device, words)
             for name, how in recipes.items()
         }
+    if split != "test" and suite["limit"]:
+        tasks = read(suite, split)  # a training measures itself on all held-out rows
     settings = suite | {"merged": merged(suite)}
     return _scaled(kind.open_suite(base, folders, tasks, kind.open_tokenizer(words), settings, kind), scaled(suite))
 
@@ -142,13 +149,13 @@ def _scaled(suite: Suite, factors: Mapping[str, float]) -> Suite:
     return replace(suite, experts={**suite.experts, **farther}) if farther else suite
 
 
-def read(suite: Mapping) -> dict[str, Task]:
-    """Fetch and read the data of a suite's tasks."""
+def read(suite: Mapping, split: str = "test") -> dict[str, Task]:
+    """Fetch and read the data of a suite's tasks, with at most ``limit`` rows of the split that is to be scored."""
     kind = workload(suite)
     tokenizer, tasks = kind.open_tokenizer(_words(suite)), {}
     for name, config in suite["tasks"].items():
         sources = {key: fetch(source) for key, source in config["sources"].items()}
-        task = kind.read(name, config, sources, tokenizer, suite["limit"])
+        task = kind.read(name, config, sources, tokenizer, suite["limit"], split)
         tasks[name] = _corrupted(task, rate) if (rate := suite.get("corrupted")) else task
     return tasks
 

@@ -66,8 +66,10 @@ class Workload(Protocol):
 
     def open_tokenizer(self, folder: Path) -> "PreTrainedTokenizerBase": ...
 
-    def read(self, name: str, config: Mapping, sources: Mapping[str, Path], tokenizer, limit: int | None) -> Task:
-        """A task of a resolved suite, from its local sources."""
+    def read(
+        self, name: str, config: Mapping, sources: Mapping[str, Path], tokenizer, limit: int | None, split: str
+    ) -> Task:
+        """A task of a resolved suite, from its local sources, with at most ``limit`` rows of the split to be scored."""
 
     def finetune(self, base: Path, task: Task, recipe, folder: Path, device: str, words: Path) -> Path:
         """The folder with the expert of a task, fine-tuned unless it is there."""

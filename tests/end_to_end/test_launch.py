@@ -6,10 +6,12 @@ import sys
 from collections import Counter
 
 import pytest
+from omegaconf import OmegaConf
 
 from support.commands import OS_ENVIRON, ROOT, command, composed, rows_of
 from support.family import CLASSES, write_suite
 from twinbench import command as commands
+from twinbench import prepare
 from twinbench.records import store
 from twinbench.sweep import Outcome
 from twinbench.system.mistakes import Mistake
@@ -147,3 +149,14 @@ def test_an_optimizer_sees_the_validation_split_alone(family, tmp_path):
         with pytest.raises(Mistake, match="it takes split=validation, never the test"):
             float(none)
     assert json.dumps(done.score) != json.dumps(tested.score) == "null"
+
+
+def test_a_limit_cuts_the_rows_that_are_scored_and_no_others(family, tmp_path):
+    for split in ("test", "validation"):  # one process: a bench that served the one must not serve the other
+        cfg = composed(family / "conf", tmp_path, "method=average", f"split={split}", "suite.limit=2")
+        assert commands.run(cfg).status == "ok"
+    assert {(row["split"], row["n"]) for row in rows_of(tmp_path)} == {("test", 2), ("validation", 2)}
+    suite = OmegaConf.to_container(cfg, resolve=True)["suite"]
+    whole, cut = (prepare.read(suite, split)["letters"].splits for split in ("test", "validation"))
+    assert len(cut["validation"]) == 2 < len(whole["validation"]) and cut["train"].equals(whole["train"])
+    assert cut["validation"].equals(whole["validation"].iloc[:2]) and len(cut["test"]) > len(whole["test"]) == 2

@@ -35,11 +35,16 @@ class Spec:
 
 
 def read(
-    name: str, config: Mapping, sources: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase, limit: int | None
+    name: str,
+    config: Mapping,
+    sources: Mapping[str, Path],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    split: str,
 ) -> Task:
     """Read a task of a resolved suite from its local sources."""
     spec = Spec(**{key: value for key, value in config.items() if key not in ("sources", "data", "finetune")})
-    return load_task(name, spec, instantiate(config["data"]), sources, limit)
+    return load_task(name, spec, instantiate(config["data"]), sources, limit, split)
 
 
 def load_task(
@@ -48,6 +53,7 @@ def load_task(
     data: Callable[..., dict[str, pd.DataFrame]],
     sources: Mapping[str, Path],
     limit: int | None = None,
+    split: str = "test",
 ) -> Task:
     """Read a task, hold validation rows out of its training data, and check everything that can be wrong with it.
 
@@ -55,6 +61,7 @@ def load_task(
         data: gives ``train`` and ``test`` frames from the local ``sources``, and others to be scored beside ``test``.
             A class label is an id or one of the names in ``classes``.
         limit: of what is scored, at most the first so many rows.
+        split: that is scored; what the loader gives beside train and test is scored with the test.
 
     Raises:
         ValueError: classes that are not two names or more, a metric that is unknown or for another kind of task, a
@@ -77,8 +84,10 @@ def load_task(
     further = {split: frame.iloc[: rows["test"]] for split, frame in frames.items() if split not in ("train", "test")}
     if limit is not None and limit < 1:
         raise Mistake(f"task {name}: limit must be at least 1 or null, got {limit}")
-    scored = {split: frame.iloc[:limit] for split, frame in {"test": splits["test"], **further}.items()}
-    splits = {split: frame.reset_index(drop=True) for split, frame in (splits | scored).items()}
+    splits |= further
+    scored = [split, *(further if split == "test" else [])]
+    splits |= {part: splits[part].iloc[:limit] for part in scored}
+    splits = {part: frame.reset_index(drop=True) for part, frame in splits.items()}
     kinds = tuple(classes) if classes else None
     return Task(name, tuple(columns), kinds, tuple(spec.metrics), spec.max_length, splits, spec.head, bool(spec.probe))
 

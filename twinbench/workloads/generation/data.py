@@ -42,11 +42,16 @@ class Spec:
 
 
 def read(
-    name: str, config: Mapping, sources: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase, limit: int | None
+    name: str,
+    config: Mapping,
+    sources: Mapping[str, Path],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    split: str,
 ) -> Task:
     """Read a task of a resolved suite from its local sources."""
     spec = Spec(**{key: value for key, value in config.items() if key not in ("sources", "finetune")})
-    return load_task(name, spec, sources, tokenizer, limit)
+    return load_task(name, spec, sources, tokenizer, limit, split)
 
 
 def load_task(
@@ -55,13 +60,14 @@ def load_task(
     sources: Mapping[str, Path],
     tokenizer: PreTrainedTokenizerBase,
     limit: int | None = None,
+    split: str = "test",
 ) -> Task:
     """Open an lm-eval task and render its prompts.
 
     Args:
         sources: ``folder``, which our own tasks read; lm-eval's built-in ones know where their data is.
         tokenizer: of the base; where it has a chat template, prompts are in it.
-        limit: at most so many rows of the test.
+        limit: at most so many rows of ``split``, the one that is scored.
 
     Raises:
         ValueError: lm-eval has no such task, it has no documents to train on, or a metric is not among its own.
@@ -75,7 +81,7 @@ def load_task(
     whole = _documents(opened, name, rows)
     docs = {split: _drawn(found, rows[split], f"task {name}: {split}") for split, found in whole.items()}
     if limit is not None:
-        docs["test"] = docs["test"].select(range(min(limit, len(docs["test"]))))
+        docs[split] = docs[split].select(range(min(limit, len(docs[split]))))
     subsets = {
         split: f"{len(found)} of {len(whole[split])} documents{f', drawn by seed {SPLIT_SEED}' if rows[split] else ''}"
         for split, found in docs.items()
