@@ -23,9 +23,9 @@ def test_every_grid_plans(experiment, tmp_path, monkeypatch):
         (tmp_path / task).mkdir()
         pd.DataFrame({"label": [0]}).to_parquet(tmp_path / task / "test.parquet")
     monkeypatch.setenv("TWINBENCH_DATA", str(tmp_path))
-    blocks = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").hydra.sweeper.blocks
     parser, planned = OverridesParser.create(), []
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        blocks = compose("config", [f"experiment={experiment}"], return_hydra_config=True).hydra.sweeper.blocks
         for block in blocks:
             (jobs,) = BasicSweeper.split_arguments(
                 parser.parse_overrides([f"{key}={values}" for key, values in block.items()]), None
