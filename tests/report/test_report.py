@@ -193,6 +193,23 @@ def test_a_row_says_how_many_settings_were_tried_on_held_out_rows_of_the_same_ex
     assert (found["ties"], found["individual"]) == (3, 0)
 
 
+def test_a_search_shows_the_best_setting_of_each_method_and_draws_no_other(tmp_path):
+    searched = {"split": "validation"}
+    add_run(tmp_path, "a0", "individual", guess(0.95), router={"name": "oracle"}, **searched)
+    for density, right in ((0.1, 0.5), (0.2, 0.9), (0.3, 0.6)):
+        add_run(tmp_path, f"t{density}", "ties", guess(right), params={"density": density}, **searched)
+    add_run(tmp_path, "v0", "average", guess(0.7), **searched)
+    found, scores = (table(tmp_path, name) for name in ("settings", "normalized"))
+    assert found["best setting"].to_dict() == {"ties": "ties (density=0.2)", "average": "average"}
+    assert found["settings tried"].to_dict() == {"ties": 3, "average": 1}
+    assert found.loc["ties", "average"] == scores.loc["ties (density=0.2)", "average"]
+    assert found.loc["ties", "worst setting's average"] == scores.loc["ties (density=0.1)", "average"]
+    folder = make(tmp_path, suite="toy")["folder"]
+    (drawn,) = (folder / "figures").glob("*_scores.svg")
+    assert "density=0.2" in drawn.read_text() and "density=0.1" not in drawn.read_text()
+    assert "best setting of each method" in (folder / "leaderboard.md").read_text()
+
+
 def test_settings_of_records_that_name_no_experts_count_for_their_own_suite_id(tmp_path):
     add_run(tmp_path, "t0", "ties", guess(0.6), params={"density": 0.1})
     for split, suite_id in (("validation", "new"), ("validation", "another")):

@@ -17,6 +17,7 @@ WORDS = (
     "device",
     "origin",
     "expert is",
+    "best setting",
 )
 PLAIN = (*NAMES, *WORDS)  # columns of text; the others are of numbers
 COUNTS = ("settings tried",)  # columns of whole numbers

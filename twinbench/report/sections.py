@@ -144,8 +144,11 @@ def _draw(
     methods = {row.label: row.method for row in block.rows}
     tasks = [task for task, _ in block.columns]
     table = made.get("normalized", pd.DataFrame({"average": []}))
+    shown = table
+    if "settings" in made:  # a search has more rows than a picture can show
+        shown = table[(table["role"] != "") | table["method"].isin(made["settings"]["best setting"])]
     if table["average"].notna().any():
-        scores = table.set_index("method")[[*tasks, "average", "worst"]]
+        scores = shown.set_index("method")[[*tasks, "average", "worst"]]
         share = (scores.to_numpy() / 100).clip(0) ** 2  # squared: most differences lie near the top
         dead = living.dead(made)
         share[:, [tasks.index(task) for task in dead]] = np.nan
@@ -153,13 +156,13 @@ def _draw(
         note += f" Grey: the expert of {', '.join(dead)} is dead and counts in no average." if dead else ""
         yield "scores", plots.heat(scores, share, TITLES["scores"], note, apart=2)
         note = f"{where} Lines: 95 % bootstrap intervals over the scored examples; dashed: the bounds."
-        yield "averages", plots.averages(table, methods, marks, TITLES["averages"], note)
+        yield "averages", plots.averages(shown, methods, marks, TITLES["averages"], note)
         for key, curve in tables.curves(block, table).items():
             methods_of = {name: name.partition(" (")[0] for name in curve["curve"]}
             bounds = table.loc[table["role"] != "", "average"]
             note = f"{where} Shaded: 95 % bootstrap intervals over {block.split} examples; dashed: the bounds."
             yield f"curve_{key}", plots.curves(curve, key, bounds, methods_of, marks, title(f"curve_{key}"), note)
-        points = table.merge(made["storage"], on="method").dropna(subset="average")
+        points = shown.merge(made["storage"], on="method").dropna(subset="average")
         note = f"{where} Up is better, left is smaller."
         note += " #: rank in the table." if len(points) > plots.CROWD else ""
         yield "storage", plots.storage(points, methods, marks, TITLES["storage"], note)

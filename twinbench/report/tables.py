@@ -22,8 +22,8 @@ def make(
     constant: Run | None,
     tried: Mapping[tuple[str, str], int],
 ) -> dict[str, pd.DataFrame]:
-    """The block's tables that have lines: normalized, living, raw, storage, time, router, secondary, experts, shared,
-    unseen, published, failed.
+    """The block's tables that have lines: normalized, settings, living, raw, storage, time, router, secondary, experts,
+    shared, unseen, published, failed.
 
     Args:
         block: its rows, seeds still apart.
@@ -38,6 +38,7 @@ def make(
     rows = sorted(block.rows, key=lambda row: place[row.label])
     tables = {
         "normalized": table,
+        "settings": settings(block, table),
         "living": found.table,
         "raw": raw(rows, block.columns, found.living),
         "storage": storage(rows, {row.method: tried.get((block.suite_id, row.method), 0) for row in rows}),
@@ -84,6 +85,21 @@ def normalized(block: Block, draws: bootstrap.Draws, reference: str, experts: li
     tiers = _tiers(ranked, samples)
     table.insert(1, "tier", pd.Series([tiers.get(method) for method in table["method"]], dtype=object))
     return table
+
+
+def settings(block: Block, table: pd.DataFrame) -> pd.DataFrame:
+    """Of each method on held-out rows: its best setting, the average of that and of its worst, and how many there are.
+
+    Best method first. Empty for a block on test rows, which choose nothing.
+    """
+    methods = {row.label: row.method for row in block.rows}
+    ranked = table[(table["role"] == "") & table["average"].notna() & (block.split == "validation")]
+    lines = [
+        {"method": method, "best setting": own["method"].iloc[0], "average": own["average"].iloc[0]}
+        | {"worst setting's average": own["average"].iloc[-1], "settings tried": len(own)}
+        for method, own in ranked.groupby(ranked["method"].map(methods), sort=False)
+    ]
+    return pd.DataFrame(lines)
 
 
 def _tiers(ranked: list[str], samples: Mapping[str, np.ndarray | None]) -> dict[str, int]:
