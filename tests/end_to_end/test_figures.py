@@ -1,29 +1,23 @@
 """Figures in the prose of README.md and results/README.md follow from committed reports."""
 
 import re
-from functools import cache
+from functools import partial
 
 import pandas as pd
 import pytest
 
 from support.commands import ROOT
+from support.reports import REPORTS, TWIN, kept, table
 from twinbench.records import store
 
-REPORTS = ROOT / "results" / "reference" / "reports"
 FILES = ("README.md", "results/README.md")
 FIGURE = r"\d+\.\d+|\d+ (?:MB|points|times)"
 TOLD = r"Python 3\.11|At most 0\.3 points were wanted"  # no figure, and an aim
-TWIN = "twin_merging (method@shared=task_arithmetic, router={})"
 MPNET = "glue_mpnet", "strict_bfloat16_normalized"
 MINILM = "glue_minilm", "strict_bfloat16_normalized"
+on_mpnet, on_minilm = (partial(kept, report=where[0], name=where[1]) for where in (MPNET, MINILM))
 TASKS = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI"}
 TASKS |= {"qnli": "QNLI", "rte": "RTE"}
-
-
-@cache
-def table(report: str, name: str) -> pd.DataFrame:
-    frame = pd.read_csv(REPORTS / report / f"{name}.csv")
-    return frame.set_index("method" if "method" in frame else "task")
 
 
 def score(report: str, method: str, column: str = "average", name: str = "strict_normalized") -> str:
@@ -62,12 +56,6 @@ def mpnet_experts(report: str, name: str) -> str:
     return f"{', '.join(told)} points"
 
 
-def kept(method: str, where: tuple[str, str] = MPNET) -> str:
-    """What a row keeps, with its interval."""
-    line = table(*where).loc[method]
-    return f"{line.average:.1f} ({line.average_low:.1f} to {line.average_high:.1f})"
-
-
 def found_of_stsb(run_id: str) -> dict[str, float]:
     """Of STS-B's first 1,000 test rows, by their source, how many percent a run sent to STS-B's expert.
 
@@ -100,20 +88,20 @@ def mpnet() -> list[str]:
         mpnet_experts("glue_mpnet", "strict_bfloat16_living"),
         f"on held-out rows it scores {100 * curve[1]:.1f} after one epoch of 7,999 rows and {100 * curve[2]:.1f} after "
         "two",
-        f"the unmerged base keeps {kept('pretrained')}, Task Arithmetic {kept('task_arithmetic')}, Twin-Merging with a "
-        f"learned router {kept(text)}, and with the known task {kept(oracle)}",
-        f"The plain average keeps {kept('average')}",
+        f"the unmerged base keeps {on_mpnet('pretrained')}, Task Arithmetic {on_mpnet('task_arithmetic')}, "
+        f"Twin-Merging with a learned router {on_mpnet(text)}, and with the known task {on_mpnet(oracle)}",
+        f"The plain average keeps {on_mpnet('average')}",
         f"in {total[oracle]:.0f} MB for their {total['individual']:.0f} MB",
         f"It sends {routed:.1f} % of the pairs of STS-B to its expert, and keeps {line['stsb']:.1f} there; over the "
         f"other seven tasks it keeps {sum(rest) / len(rest):.1f}",
         f"It finds {source['captions']:.1f} % of its captions and {source['forum']:.1f} % of its forum pairs",
-        f"keeps {kept(mlp)}, {paper[0]} points less ({paper[1]})",
-        f"TALL-masks keeps {kept('tall_masks')} and EMR {kept('emr')}",
-        f"RegMean keeps {kept('regmean')}, TIES {kept('ties')}",
+        f"keeps {on_mpnet(mlp)}, {paper[0]} points less ({paper[1]})",
+        f"TALL-masks keeps {on_mpnet('tall_masks')} and EMR {on_mpnet('emr')}",
+        f"RegMean keeps {on_mpnet('regmean')}, TIES {on_mpnet('ties')}",
         f"changes the average by {bare[0]} ({bare[1]})",
-        f"it keeps {kept(TWIN.format('risk'))}",
-        f"it keeps {kept(more)}",
-        f"keeps {kept('smile')}",
+        f"it keeps {on_mpnet(TWIN.format('risk'))}",
+        f"it keeps {on_mpnet(more)}",
+        f"keeps {on_mpnet('smile')}",
         f"the experts keep {under('blind', 'individual')}, Twin-Merging {under('blind', 'twin_merging')}, TIES "
         f"{under('blind', 'ties')}, Task Arithmetic {under('blind', 'task_arithmetic')}, the average "
         f"{under('blind', 'average')}",
@@ -138,15 +126,15 @@ def minilm() -> list[str]:
         f"in points: {told}",
         f"{TASKS[dead]}'s scores {alive['score'][dead]:.1f} where the best constant answer has "
         f"{alive['best constant'][dead]:.1f}",
-        f"the unmerged base keeps {kept('pretrained', MINILM)}, Task Arithmetic {kept('task_arithmetic', MINILM)}, "
-        f"Twin-Merging with a learned router {kept(text, MINILM)}, and with the known task "
-        f"{kept(text.replace('text', 'oracle'), MINILM)}",
-        f"The plain average keeps {kept('average', MINILM)}, above the base here",
-        f"it keeps {kept(text.replace('text', 'risk'), MINILM)}",
-        f"keeps {kept(text.replace('text', 'mlp, router.rows=null'), MINILM)} on held-out rows and "
-        f"{kept(text.replace('text', 'mlp, router.rows=5500'), MINILM)} on its code's 5,500",
-        f"TALL-masks keeps {kept('tall_masks', MINILM)} and EMR {kept('emr', MINILM)}",
-        f"RegMean keeps {kept('regmean', MINILM)}, SMILE {kept('smile', MINILM)}, DARE {kept('dare', MINILM)}",
+        f"the unmerged base keeps {on_minilm('pretrained')}, Task Arithmetic {on_minilm('task_arithmetic')}, "
+        f"Twin-Merging with a learned router {on_minilm(text)}, and with the known task "
+        f"{on_minilm(text.replace('text', 'oracle'))}",
+        f"The plain average keeps {on_minilm('average')}, above the base here",
+        f"it keeps {on_minilm(text.replace('text', 'risk'))}",
+        f"keeps {on_minilm(text.replace('text', 'mlp, router.rows=null'))} on held-out rows and "
+        f"{on_minilm(text.replace('text', 'mlp, router.rows=5500'))} on its code's 5,500",
+        f"TALL-masks keeps {on_minilm('tall_masks')} and EMR {on_minilm('emr')}",
+        f"RegMean keeps {on_minilm('regmean')}, SMILE {on_minilm('smile')}, DARE {on_minilm('dare')}",
         f"keeps {line['stsb']:.1f} on STS-B and {sum(rest) / len(rest):.1f} on the other living tasks",
         f"moves the average by {bare[0]} ({bare[1]})",
         "in place of float32 it moves the plain average by {} points, TIES by {}, Twin-Merging by {}".format(*moved),

@@ -1,0 +1,32 @@
+"""The tables and figures of results/README.md on the ablations on MiniLM-L6, as their committed reports give them."""
+
+from support.reports import kept, markdown, table
+
+NAME = "strict_bfloat16_normalized"
+
+
+def compression() -> tuple[str, list[str]]:
+    """Score by rank, with a shared expert and without; pruning in the place of a low rank."""
+    report = "glue_minilm_compression"
+    size, gain = (table(report, f"strict_bfloat16_{name}") for name in ("storage", "shared"))
+
+    def row(rank: str, shared: str, router: str) -> str:
+        return f"twin_merging (compression=svd, rank_ratio={rank}, method@shared={shared}, router={router})"
+
+    def line(rank: str) -> list[str]:
+        first = row(rank, "task_arithmetic", "oracle")
+        more = gain.loc[first]
+        cells = [kept(row(rank, shared, "oracle"), report, NAME) for shared in ("task_arithmetic", "pretrained")]
+        cells.append(f"{more.average:+.1f} ({more.average_low:+.1f} to {more.average_high:+.1f})")
+        routed = [row(rank, shared, "text") for shared in ("task_arithmetic", "pretrained")]
+        cells += [f"{table(report, NAME).loc[name, 'average']:.1f}" for name in routed]
+        return [f"{rank}", f"{size.loc[first, 'total'] / 1e6:.0f}", *cells]
+
+    heads = ["rank ratio", "MB", "shared expert", "none", "difference", "shared expert, routed", "none, routed"]
+    pruned = "twin_merging (compression={}, density=0.15, method@shared=task_arithmetic, router=oracle)"
+    magnitude, bernoulli = (pruned.format(kind) for kind in ("magnitude", "bernoulli"))
+    said = (
+        f"random pruning keeps {kept(bernoulli, report, NAME)} and pruning by magnitude "
+        f"{kept(magnitude, report, NAME)}, in {size.loc[bernoulli, 'total'] / 1e6:.0f} MB"
+    )
+    return markdown(heads, [line(rank) for rank in ("0.1", "0.05", "0.02", "0.003")]), [said]

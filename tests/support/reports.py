@@ -1,0 +1,28 @@
+"""Committed reports, read: what the prose and the tables of README.md and results/README.md are tested against."""
+
+from functools import cache
+
+import pandas as pd
+
+from support.commands import ROOT
+
+REPORTS = ROOT / "results" / "reference" / "reports"
+TWIN = "twin_merging (method@shared=task_arithmetic, router={})"
+
+
+@cache
+def table(report: str, name: str) -> pd.DataFrame:
+    frame = pd.read_csv(REPORTS / report / f"{name}.csv")
+    return frame.set_index("method" if "method" in frame else "task")
+
+
+def kept(method: str, report: str, name: str) -> str:
+    """What a row keeps, with its interval."""
+    line = table(report, name).loc[method]
+    return f"{line.average:.1f} ({line.average_low:.1f} to {line.average_high:.1f})"
+
+
+def markdown(heads: list[str], lines: list[list[str]]) -> str:
+    """A table whose first column is words and whose others are numbers."""
+    marks = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, marks, *lines])
