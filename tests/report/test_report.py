@@ -9,7 +9,7 @@ import pytest
 
 from support.results import TASKS, add_run, computed, fill, guess, notes, raw, table, truth
 from twinbench.records.record import completed
-from twinbench.report import blocks, tables
+from twinbench.report import blocks, plots, tables
 from twinbench.report.catalog import TABLES
 from twinbench.report.make import make
 
@@ -326,3 +326,21 @@ def test_what_a_shared_expert_is_worth_is_paired_at_equal_settings(tmp_path):
     assert small["p"] < 0.01 and large["average"] == large["topic"] == 0 and large["p"] == 1
     cells = shown("shared", found.reset_index())
     assert cells["topic"][0].endswith("*") and cells["topic"][1] == "+0.0"
+
+
+def test_of_many_points_the_picture_of_storage_names_those_that_no_other_beats(tmp_path):
+    add_run(tmp_path, "a0", "individual", guess(0.95), router={"name": "oracle"})
+    for number in range(plots.CROWD + 2):  # the larger, the worse: the first beats all others
+        sizes = {"exclusive_bytes": 1000 * number, "params": {"density": number}}
+        add_run(tmp_path, f"t{number}", "ties", guess(0.8 - 0.002 * number), **sizes)
+    add_run(tmp_path, "e0", "emr", guess(0.9), exclusive_bytes=900_000)
+    folder = make(tmp_path, suite="toy")["folder"]
+    (drawn,) = (folder / "figures").glob("*_storage.svg")
+    drawn = drawn.read_text()
+    named = [number for number in range(plots.CROWD + 2) if f">ties (density={number})<" in drawn]
+    assert named[0] == 0 and len(named) < plots.CROWD and ">emr<" in drawn and ">individual<" in drawn
+
+
+def test_a_point_is_among_the_best_unless_another_is_smaller_or_better_and_in_nothing_worse():
+    sizes, scores = np.array([1, 1, 2, 2, 3, 1]), np.array([5, 4, 6, 6, 6, 5])
+    assert plots.best(sizes, scores).tolist() == [True, False, True, True, False, True]

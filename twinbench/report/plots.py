@@ -185,7 +185,7 @@ def curves(
 def storage(points: pd.DataFrame, methods: Mapping[str, str], marks: Styles, title: str, subtitle: str) -> Figure:
     """Average normalized score over total storage.
 
-    Many points are called by their rank in the table, as their labels would cover each other.
+    Of many points those have a name for certain that no other is smaller and better than; the others where it fits.
 
     Args:
         points: columns rank (None for the bounds), method, average (%) and total (bytes), without NaN.
@@ -213,21 +213,28 @@ def storage(points: pd.DataFrame, methods: Mapping[str, str], marks: Styles, tit
     for label, x, y in zip(points["method"], sizes, scores, strict=True):
         colour, marker = marks[methods[label]]
         ax.plot(x, y, marker, color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.7, zorder=3)
-    names = points["method"]
-    if len(points) > CROWD:
-        names = names.where(points["rank"].isna(), "#" + points["rank"].astype(str))
-    _label_points(ax, [_wrapped(name, 46) for name in names], sizes, scores)
+    told = best(sizes, scores) | points["rank"].isna().to_numpy() | (len(points) <= CROWD)
+    _label_points(ax, [_wrapped(name, 46) for name in points["method"]], sizes, scores, told)
     return figure
 
 
-def _label_points(ax, names: list[str], xs: np.ndarray, ys: np.ndarray) -> None:
-    """Write each name beside its point, moved up or down (with a thin line) until it covers nothing else."""
+def best(sizes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Which points no other is as small and as good as, and better in one of the two; (n,) of truth values."""
+    small, good = sizes[:, None] >= sizes, scores[:, None] <= scores
+    return ~(small & good & ((sizes[:, None] > sizes) | (scores[:, None] < scores))).any(1)
+
+
+def _label_points(ax, names: list[str], xs: np.ndarray, ys: np.ndarray, told: np.ndarray) -> None:
+    """Write names beside their points, those of ``told`` first, moved up or down until they cover nothing else.
+
+    A thin line leads to a name that was moved. A name that is not of ``told`` is left out where it would have to move.
+    """
     size = 7.5
     letter, line = CHARACTER * DPI * size / 8.5, LINE_HEIGHT * DPI * size / 8.5
     centres = ax.transData.transform(np.column_stack([xs, ys]))
     taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in centres]
     frame, back = ax.get_window_extent(), ax.transData.inverted()
-    for index in np.argsort(-ys, kind="stable"):
+    for index in np.lexsort([-ys, ~told]):
         x, y = centres[index]
         width, height = letter * _width(names[index]), line * (names[index].count("\n") + 1)
         shifts = sorted(np.arange(-40, 41) * line / 2, key=lambda shift: (abs(shift), shift))
@@ -237,9 +244,12 @@ def _label_points(ax, names: list[str], xs: np.ndarray, ys: np.ndarray) -> None:
             for start in ([x + 16, x - 16 - width] if abs(shift) < 2 * line else [x + 30, x - 30 - width])
         ]
         inside = [box for box in boxes if _inside(box, (frame.x0, frame.y0, ax.figure.bbox.x1, frame.y1))]
-        box = next((b for b in inside if not any(_overlap(b, other) for other in taken)), boxes[0])
-        taken.append(box)
+        free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+        box = free[0] if free else boxes[0]
         middle, anchor = (box[1] + box[3]) / 2, box[0] if box[0] > x else box[2]
+        if not told[index] and (not free or abs(middle - y) > line / 3):
+            continue
+        taken.append(box)
         place = back.transform((anchor, middle))
         ax.text(*place, names[index], size=size, ha="left" if box[0] > x else "right", va="center", linespacing=1.0)
         if abs(middle - y) > line / 3:
