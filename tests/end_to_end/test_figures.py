@@ -108,7 +108,15 @@ def mpnet() -> list[str]:
         f"Twin-Merging keeps {under('paper', 'twin_merging')}, TIES {under('paper', 'ties')}, Task Arithmetic "
         f"{under('paper', 'task_arithmetic')}, the average {under('paper', 'average')}, the base "
         f"{under('paper', 'pretrained')}",
+        moved("glue_mpnet_precision"),
     ]
+
+
+def moved(report: str) -> str:
+    """What bfloat16 changes of averages."""
+    exact, rough = (table(report, f"strict{kind}_normalized")["average"] for kind in ("", "_bfloat16"))
+    by = [f"{rough[name] - exact[name]:+.2f}" for name in ("average", "ties", "twin_merging")]
+    return "in place of float32 it moves the plain average by {} points, TIES by {}, Twin-Merging by {}".format(*by)
 
 
 def minilm() -> list[str]:
@@ -120,8 +128,6 @@ def minilm() -> list[str]:
     line = rows.loc[text]
     rest = [line[task] for task in TASKS if task not in ("stsb", dead)]
     bare = behind("glue_minilm", text.replace("task_arithmetic", "pretrained"), 1, "+.1f", MINILM[1])
-    exact, rough = (table("glue_minilm_precision", f"strict{kind}_normalized")["average"] for kind in ("", "_bfloat16"))
-    moved = [f"{rough[name] - exact[name]:+.2f}" for name in ("average", "ties", "twin_merging")]
     return [
         f"in points: {told}",
         f"{TASKS[dead]}'s scores {alive['score'][dead]:.1f} where the best constant answer has "
@@ -137,7 +143,7 @@ def minilm() -> list[str]:
         f"RegMean keeps {on_minilm('regmean')}, SMILE {on_minilm('smile')}, DARE {on_minilm('dare')}",
         f"keeps {line['stsb']:.1f} on STS-B and {sum(rest) / len(rest):.1f} on the other living tasks",
         f"moves the average by {bare[0]} ({bare[1]})",
-        "in place of float32 it moves the plain average by {} points, TIES by {}, Twin-Merging by {}".format(*moved),
+        moved("glue_minilm_precision"),
     ]
 
 

@@ -30,3 +30,32 @@ def compression() -> tuple[str, list[str]]:
         f"{kept(magnitude, report, NAME)}, in {size.loc[bernoulli, 'total'] / 1e6:.0f} MB"
     )
     return markdown(heads, [line(rank) for rank in ("0.1", "0.05", "0.02", "0.003")]), [said]
+
+
+def shared() -> tuple[str, list[str]]:
+    """What other mergers are worth as shared experts, alone and under the exclusive parts."""
+    report = "glue_minilm_shared"
+    rows = table(report, NAME)
+
+    def line(method: str) -> list[str]:
+        whole = f"twin_merging (method@shared={method})"
+        alone = kept(method, report, NAME) if method in rows.index else ""
+        apart = rows.loc[whole]
+        gap = f"{apart.difference:+.1f} ({apart.difference_low:+.1f} to {apart.difference_high:+.1f})"
+        return [f"`{method}`", alone, kept(whole, report, NAME), "" if apart.reference else gap]
+
+    heads = ["shared expert", "alone", "with the exclusive parts", "difference to Task Arithmetic's"]
+    return markdown(heads, [line(name) for name in ("task_arithmetic", "ties", "average", "pretrained", "expert")]), []
+
+
+def protocols() -> tuple[str, list[str]]:
+    """What the gold task id is worth."""
+    report, names = "glue_minilm_protocols", ("paper", "strict", "blind")
+    found = {name: table(report, f"{name}_bfloat16_normalized") for name in names}
+
+    def cell(method: str, protocol: str) -> str:
+        return kept(method, report, f"{protocol}_bfloat16_normalized") if method in found[protocol].index else ""
+
+    rows = ("individual", "twin_merging", "task_arithmetic", "ties", "pretrained")
+    lines = [[f"`{method}`", *(cell(method, protocol) for protocol in names)] for method in rows]
+    return markdown(["method", *(f"`protocol={name}`" for name in names)], lines), []
