@@ -6,6 +6,7 @@ from functools import partial
 import pandas as pd
 import pytest
 
+from support.ablations import ABLATIONS
 from support.commands import ROOT
 from support.reports import REPORTS, TWIN, kept, table
 from twinbench.records import store
@@ -161,6 +162,7 @@ def sentences() -> list[str]:
         f"the difference is {shared[0]} ({shared[1]})",
         *mpnet(),
         *minilm(),
+        *(sentence for ablation in ABLATIONS for sentence in ablation()[1]),
         mpnet_experts("glue_mpnet_select", "strict_validation_bfloat16_living"),
         f"worth {min(costs):.0f} to {max(costs):.0f} points to a static merge",
     ]
@@ -210,6 +212,11 @@ def test_the_table_of_settings_has_the_best_of_each_method_on_held_out_rows():
     ]
     head = "| method | average | chance-corrected | worst task |\n| --- | ---: | ---: | ---: |\n"
     assert head + "\n".join(lines) in (ROOT / "results/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=lambda ablation: ablation.__name__)
+def test_the_table_of_an_ablation_is_that_of_its_report(ablation):
+    assert ablation()[0] in (ROOT / "results/README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_two_sets_of_experts_is_that_of_their_reports():

@@ -58,4 +58,12 @@ def protocols() -> tuple[str, list[str]]:
 
     rows = ("individual", "twin_merging", "task_arithmetic", "ties", "pretrained")
     lines = [[f"`{method}`", *(cell(method, protocol) for protocol in names)] for method in rows]
-    return markdown(["method", *(f"`protocol={name}`" for name in names)], lines), []
+    strict, blind = ([found[name].loc[row, "stsb"] for row in ("twin_merging", rows[2])] for name in names[1:])
+    said = (
+        f"On STS-B Twin-Merging rises from {strict[0]:.1f} to {blind[0]:.1f}, and Task Arithmetic falls from "
+        f"{strict[1]:.1f} to {blind[1]:.1f}"
+    )
+    return markdown(["method", *(f"`protocol={name}`" for name in names)], lines), [said]
+
+
+ABLATIONS = compression, shared, protocols
