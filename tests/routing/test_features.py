@@ -256,3 +256,50 @@ def test_hidden_states_and_characters_are_read_beside_each_other(tiny):
     both, seconds = learned._features(tiny, setting(characters=32), "size", "test")
     assert both.shape == (10, 16 + 64) and seconds > 0
     assert torch.equal(both[:, 16:], characters(tiny.suite.tasks["size"], "test", 32, None))
+
+
+@pytest.fixture
+def passes(monkeypatch, tmp_path) -> list:
+    """The splits that hidden states are computed of, under a cache of its own."""
+    monkeypatch.setenv("TWINBENCH_CACHE", str(tmp_path))
+    found = []
+
+    def counted(bench, task, split, **reads):
+        found.append((task, split))
+        return hidden_states(bench, task, split, **reads)
+
+    monkeypatch.setattr(learned, "hidden_states", counted)
+    return found
+
+
+def test_what_the_base_makes_of_training_rows_is_kept_for_other_suites(family, passes):
+    reads = {"source": "base", "layer": 1, "pool": "segments", "rows": 20}
+    asked = setting(**reads)
+    tasks = {task: make_task(task) for task in CLASSES}
+
+    def read(tasks, asked=asked, **changes):
+        passes.clear()
+        fresh = bench(replace(opened(family, tasks=tasks), **changes))
+        return {task: learned._examples(fresh, asked, task) for task in tasks}
+
+    first = read(tasks)
+    assert passes == [(task, split) for task in CLASSES for split in ("validation", "train")]
+    again = read(dict(reversed(tasks.items())))
+    assert not passes
+    for task in tasks:
+        assert all(torch.equal(a, b) for a, b in zip(first[task][:2], again[task][:2], strict=True))
+        assert first[task][2] == again[task][2] > 0  # the seconds of the pass that there was
+    assert learned.weights(bench(opened(family)), asked, "size", "test") and passes == [("size", "test")]
+    read({"size": make_task("size", rows={"train": 20, "validation": 4, "test": None})})
+    assert passes == [("size", "validation"), ("size", "train")]
+    for changed in ({"layer": 0}, {"pool": "mean"}, {"rows": 10}):
+        read({"size": tasks["size"]}, setting(**reads | changed))
+        assert passes == [("size", split) for split in ("validation", "train")][-1 if "rows" in changed else 0 :]
+    base = opened(family).base
+    moved = {name: tensor + 1 if name.startswith("encoder.layer.1") else tensor for name, tensor in base.items()}
+    read({"size": tasks["size"]}, base=moved)
+    assert not passes  # layer 1 is not read
+    read({"size": tasks["size"]}, base={name: tensor + 1 for name, tensor in base.items()})
+    assert len(passes) == 2
+    read({"size": tasks["size"]}, setting(**reads | {"source": "shared"}))
+    assert len(passes) == 2  # a shared expert's are its own

@@ -11,6 +11,7 @@ from torch import Tensor
 from twinbench.merging.merged import Merged, stored_bytes
 from twinbench.merging.method import Method
 from twinbench.routing.attach import attach
+from twinbench.routing.base_states import base_states
 from twinbench.routing.features import characters, encodings, hidden_states, read_names
 from twinbench.routing.recipe import Recipe
 from twinbench.routing.router import Router, grouped
@@ -168,13 +169,19 @@ def _hidden_states(bench: Workbench, setting: Setting, task: str, split: str, ro
     """
     (source, gold_biases), suite, reads = _read(setting), bench.suite, setting.router.features
     made = merged(bench, source, gold_biases)[0] if source else Merged({})
-    beside = attach(bench.module, Merged({}, always=made.always)) if made.always else nullcontext()
     # To tokenize is no part of the pass, and runs share it.
     encodings(bench, task, split, content=reads.pool == "content")
-    start = time.perf_counter()
-    # Factors run beside the base, which the module holds and keeps.
-    with bench.holding(None if suite.factored else dict(suite.base.items()) | dict(made.shared)), beside as routes:
-        if routes:
-            routes.weights = torch.ones(1, 0)
-        found = hidden_states(bench, task, split, layer=reads.layer, pool=reads.pool, rows=rows)
-    return found, time.perf_counter() - start
+
+    def passed() -> tuple[Tensor, float]:
+        beside = attach(bench.module, Merged({}, always=made.always)) if made.always else nullcontext()
+        start = time.perf_counter()
+        # Factors run beside the base, which the module holds and keeps.
+        with bench.holding(None if suite.factored else dict(suite.base.items()) | dict(made.shared)), beside as routes:
+            if routes:
+                routes.weights = torch.ones(1, 0)
+            found = hidden_states(bench, task, split, layer=reads.layer, pool=reads.pool, rows=rows)
+        return found, time.perf_counter() - start
+
+    if source is None and split in ("train", "validation"):  # passes over scored rows are timed anew
+        return base_states(bench, reads, task, split, rows, passed)
+    return passed()
