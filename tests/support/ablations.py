@@ -22,7 +22,7 @@ def compression() -> tuple[str, list[str]]:
         cells += [f"{table(report, NAME).loc[name, 'average']:.1f}" for name in routed]
         return [f"{rank}", f"{size.loc[first, 'total'] / 1e6:.0f}", *cells]
 
-    heads = ["rank ratio", "MB", "shared expert", "none", "difference", "shared expert, routed", "none, routed"]
+    heads = ["rank ratio", "MB", "shared expert", "none", "what it adds", "shared expert, routed", "none, routed"]
     pruned = "twin_merging (compression={}, density=0.15, method@shared=task_arithmetic, router=oracle)"
     magnitude, bernoulli = (pruned.format(kind) for kind in ("magnitude", "bernoulli"))
     said = (
@@ -66,4 +66,47 @@ def protocols() -> tuple[str, list[str]]:
     return markdown(["method", *(f"`protocol={name}`" for name in names)], lines), [said]
 
 
-ABLATIONS = compression, shared, protocols
+def router() -> tuple[str, list[str]]:
+    """What a router reads, from how many rows, and how its weights are used."""
+    report, text, mlp = "glue_minilm_router", "2048 9000 1", "shared null mean null"
+    found = table(report, NAME)
+    right = table(report, "strict_bfloat16_router")["average"]
+
+    def named(kind: str, values: str) -> str:
+        keys = {"text": "source characters rows top_k", "mlp": "source layer pool rows"}[kind].split()
+        said = ", ".join(f"router.{key}={value}" for key, value in zip(keys, values.split(), strict=True))
+        return f"twin_merging (router={kind}, {said})"
+
+    rows = {
+        "the known task": "twin_merging (router=oracle)",
+        "`text`: an early layer of the base, and characters": named("text", f"base {text}"),
+        "· with mixed weights": named("text", "base 2048 9000 null"),
+        "· characters alone": named("text", f"null {text}"),
+        "· hidden states alone": named("text", "base 0 9000 1"),
+        "· 1,000 training rows a task": named("text", "base 2048 1000 1"),
+        "· 300": named("text", "base 2048 300 1"),
+        "`mlp`, the paper's: the shared expert's last layer, held-out rows": named("mlp", mlp),
+        "· 5,500 training rows a task, as in its code": named("mlp", "shared null mean 5500"),
+        "· 1,000": named("mlp", "shared null mean 1000"),
+        "· the base's last layer": named("mlp", "base null mean null"),
+        "· layer 2": named("mlp", "shared 2 mean null"),
+        "· the first token": named("mlp", "shared null first null"),
+    }
+
+    def line(words: str, label: str) -> list[str]:
+        row = found.loc[label]
+        gap = f"{row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f})"
+        hits = f"{right[label]:.1f}" if label in right else ""
+        return [words, kept(label, report, NAME), "" if row.reference else gap, hits]
+
+    heads = ["router", "average", "difference to `text`", "right routes, %"]
+    (grouped,) = table(report, "strict_bfloat16_adapted_normalized")["average"]
+    first, second = (found.loc[rows[name], "average"] for name in list(rows)[7:12:4])
+    said = [
+        f"the paper's router rises from {first:.1f} to {second:.1f} where it reads layer 2",
+        f"it keeps {grouped:.1f}",
+    ]
+    return markdown(heads, [line(*row) for row in rows.items()]), said
+
+
+ABLATIONS = compression, shared, protocols, router
