@@ -1,5 +1,6 @@
 """One configuration, measured: merge, route, score every task of a suite. It reads no config and writes nothing."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -57,7 +58,7 @@ def run(bench: Workbench, setting: Setting, protocol: Protocol, split: str = "te
             frames.append(frame)
     common = {
         "merge_seconds": merge_seconds,
-        "router_seconds": router_seconds,
+        "router_seconds": None if math.isnan(router_seconds) else router_seconds,
         **_storage(bench, setting.method, made),
         "router_bytes": router_bytes,
         "peak_memory_bytes": peak.bytes,

@@ -149,9 +149,8 @@ def shared_bench(job: Job) -> "Workbench":
 
     config = job.config
     give_back()  # what the job before this one has freed
-    cut = config["split"] if config["suite"]["limit"] else None  # whose rows the limit leaves out
     alike = "device", "precision", "batch_size", "workbench_bytes"
-    asked = hashed(config["suite"]), cut, *(config[key] for key in alike)
+    asked = hashed(config["suite"]), prepare.cuts(config["suite"], config["split"]), *(config[key] for key in alike)
     if _bench is None or _bench[0] != asked:
         _bench = None  # its memory goes before the next one is opened
         _bench = asked, prepare.workbench(job, budget(config["workbench_bytes"]))

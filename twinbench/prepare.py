@@ -112,8 +112,14 @@ def keep_training(job: Job, tasks: Mapping[str, Task] | None = None) -> None:
     """
     suite = job.config["suite"]
     if provenance.trained(suite):
-        training = provenance.training(suite, read(suite) if tasks is None else tasks)
+        whole = read(suite) if tasks is None or cuts(suite, job.config["split"]) else tasks
+        training = provenance.training(suite, whole)
         store.write_experts(job.results_dir, job.suite_id, training)
+
+
+def cuts(suite: Mapping, split: str) -> bool:
+    """Whether the suite's limit leaves out held-out rows, as it does where these are scored."""
+    return split == "validation" and suite["limit"] is not None
 
 
 def opened(suite: Mapping, device: str, split: str = "test") -> Suite:
@@ -132,7 +138,7 @@ def opened(suite: Mapping, device: str, split: str = "test") -> Suite:
             name: kind.finetune(base, tasks[name], how, expert_folder(suite, name), device, words)
             for name, how in recipes.items()
         }
-    if split != "test" and suite["limit"]:
+    if cuts(suite, split):
         tasks = read(suite, split)  # a training measures itself on all held-out rows
     settings = suite | {"merged": merged(suite)}
     return _scaled(kind.open_suite(base, folders, tasks, kind.open_tokenizer(words), settings, kind), scaled(suite))

@@ -151,7 +151,7 @@ def test_an_optimizer_sees_the_validation_split_alone(family, tmp_path):
     assert json.dumps(done.score) != json.dumps(tested.score) == "null"
 
 
-def test_a_limit_cuts_the_rows_that_are_scored_and_no_others(family, tmp_path):
+def test_a_limit_cuts_the_rows_of_the_split_that_is_scored(family, tmp_path):
     for split in ("test", "validation"):  # one process: a bench that served the one must not serve the other
         cfg = composed(family / "conf", tmp_path, "method=average", f"split={split}", "suite.limit=2")
         assert commands.run(cfg).status == "ok"

@@ -158,6 +158,9 @@ def test_how_experts_were_trained_comes_into_the_results_and_its_report(bench, f
     written = file.read_bytes(), file.stat().st_mtime_ns
     assert bench("method=pretrained", conf=tmp_path / "conf") == "ok"
     assert (file.read_bytes(), file.stat().st_mtime_ns) == written, "written once"
+    assert bench("method=average", "split=validation", "suite.limit=2", conf=tmp_path / "conf") == "ok"
+    (other,) = set((bench.results / "experts").iterdir()) - {file}
+    assert json.loads(other.read_text()) == json.loads(written[0]), "a limit on scored rows is none on a training"
     file.unlink()
     assert bench("method=average", conf=tmp_path / "conf") == "skipped"
     assert file.read_bytes() == written[0], "records of before the file was kept get it as well"

@@ -1,5 +1,6 @@
 """What the router reads: hidden states of any layer, pooled over a row's tokens, against a row-by-row reference."""
 
+import json
 from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
@@ -12,8 +13,10 @@ from safetensors.torch import save_file
 
 from support.family import CLASSES, WORDS, bench, make_task, opened
 from support.routing import STATIC, recipe
+from twinbench import benchmark
 from twinbench.merging.merged import Merged
 from twinbench.merging.method import Method
+from twinbench.protocol import PROTOCOLS
 from twinbench.routing import learned
 from twinbench.routing.features import characters, hidden_states
 from twinbench.routing.learned import Setting
@@ -28,6 +31,12 @@ LAST = {"layer": None, "pool": "mean"}
 def pairs(rows: int):
     texts = {name: [" ".join(DRAW.choice(WORDS, DRAW.integers(1, 7))) for _ in range(rows)] for name in ("one", "two")}
     return pd.DataFrame(texts | {"label": [0, 1] * (rows // 2)})
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch, tmp_path):
+    """No states from another test or an earlier day."""
+    monkeypatch.setenv("TWINBENCH_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -259,9 +268,8 @@ def test_hidden_states_and_characters_are_read_beside_each_other(tiny):
 
 
 @pytest.fixture
-def passes(monkeypatch, tmp_path) -> list:
-    """The splits that hidden states are computed of, under a cache of its own."""
-    monkeypatch.setenv("TWINBENCH_CACHE", str(tmp_path))
+def passes(monkeypatch) -> list:
+    """The splits that hidden states are computed of."""
     found = []
 
     def counted(bench, task, split, **reads):
@@ -272,34 +280,79 @@ def passes(monkeypatch, tmp_path) -> list:
     return found
 
 
+READS = {"source": "base", "layer": 1, "pool": "segments", "rows": 20}
+
+
+def trained(family, tasks, *, reads=READS, bench=bench, **changes):
+    """What a router reads of each task's training rows in a new process, and the seconds."""
+    fresh = bench(replace(opened(family, tasks=tasks), **changes))
+    return {task: learned._features(fresh, setting(**reads), task, "train", reads["rows"]) for task in tasks}
+
+
 def test_what_the_base_makes_of_training_rows_is_kept_for_other_suites(family, passes):
-    reads = {"source": "base", "layer": 1, "pool": "segments", "rows": 20}
-    asked = setting(**reads)
     tasks = {task: make_task(task) for task in CLASSES}
-
-    def read(tasks, asked=asked, **changes):
-        passes.clear()
-        fresh = bench(replace(opened(family, tasks=tasks), **changes))
-        return {task: learned._examples(fresh, asked, task) for task in tasks}
-
-    first = read(tasks)
-    assert passes == [(task, split) for task in CLASSES for split in ("validation", "train")]
-    again = read(dict(reversed(tasks.items())))
-    assert not passes
+    first = trained(family, tasks)
+    assert passes == [(task, "train") for task in CLASSES]
+    again = trained(family, dict(reversed(tasks.items())))
+    assert len(passes) == len(CLASSES)
     for task in tasks:
-        assert all(torch.equal(a, b) for a, b in zip(first[task][:2], again[task][:2], strict=True))
-        assert first[task][2] == again[task][2] > 0  # the seconds of the pass that there was
-    assert learned.weights(bench(opened(family)), asked, "size", "test") and passes == [("size", "test")]
-    read({"size": make_task("size", rows={"train": 20, "validation": 4, "test": None})})
-    assert passes == [("size", "validation"), ("size", "train")]
-    for changed in ({"layer": 0}, {"pool": "mean"}, {"rows": 10}):
-        read({"size": tasks["size"]}, setting(**reads | changed))
-        assert passes == [("size", split) for split in ("validation", "train")][-1 if "rows" in changed else 0 :]
-    base = opened(family).base
-    moved = {name: tensor + 1 if name.startswith("encoder.layer.1") else tensor for name, tensor in base.items()}
-    read({"size": tasks["size"]}, base=moved)
-    assert not passes  # layer 1 is not read
-    read({"size": tasks["size"]}, base={name: tensor + 1 for name, tensor in base.items()})
+        assert torch.equal(first[task][0], again[task][0]) and first[task][1] > 0 and np.isnan(again[task][1])
+    size = {"size": tasks["size"]}
+    moved = {
+        name: tensor + 1 if name.startswith("encoder.layer.1") else tensor
+        for name, tensor in opened(family).base.items()
+    }
+    trained(family, size, base=moved)  # layer 1 is not read
+    assert len(passes) == len(CLASSES)
+
+
+OTHERS = {
+    "layer": {"reads": READS | {"layer": 0}},
+    "pool": {"reads": READS | {"pool": "mean"}},
+    "rows": {"reads": READS | {"rows": 10}},
+    "precision": {"bench": lambda suite: bench(suite, precision="bfloat16")},
+    "batch size": {"bench": lambda suite: bench(suite, batch_size=4)},
+    "dtype": {"dtype": "bfloat16"},
+    "a shared expert": {"reads": READS | {"source": "shared"}},
+    "factors": {"factored": True},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_kept_states_are_of_the_same_pass(family, passes, other):
+    size = {"size": make_task("size")}
+    trained(family, size)
+    kept = "factored" not in other and other.get("reads", READS)["source"] == "base"
+    for times in (2, 2 if kept else 3):
+        trained(family, size, **other)
+        assert len(passes) == times
+
+
+def test_kept_states_are_of_the_same_weights_texts_and_configuration(family, passes, tmp_path):
+    size = {"size": make_task("size")}
+    trained(family, size)
+    trained(family, size, base={name: tensor + 1 for name, tensor in opened(family).base.items()})
     assert len(passes) == 2
-    read({"size": tasks["size"]}, setting(**reads | {"source": "shared"}))
-    assert len(passes) == 2  # a shared expert's are its own
+    trained(family, {"size": make_task("size", rows={"train": 20, "validation": 4, "test": None})})
+    assert len(passes) == 3
+    config = json.loads((family / "base" / "config.json").read_text()) | {"layer_norm_eps": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    trained(family, size, base_folder=tmp_path)
+    assert len(passes) == 4
+
+
+def test_rows_that_may_be_scored_are_read_anew(family, passes):
+    for _ in range(2):
+        fresh = bench(opened(family, tasks={"size": make_task("size")}))
+        for split in ("validation", "test"):
+            assert learned._features(fresh, setting(**READS), "size", split)[1] > 0
+    assert len(passes) == 4
+
+
+def test_the_time_of_a_router_that_was_not_measured_is_in_no_record(family):
+    seconds = []
+    for _ in range(2):
+        rows, _ = benchmark.run(bench(opened(family)), replace(setting(**READS), route=None), PROTOCOLS["strict"])
+        seconds.append({row["router_seconds"] for row in rows})
+    (measured,), unknown = seconds
+    assert measured > 0 and unknown == {None}

@@ -166,6 +166,8 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
     }
     precision = config["precision"]
     counted = {} if precision == "float32" else {"precision": precision}  # ids of float32 are older than the setting
+    if config["split"] == "validation" and config["suite"]["limit"]:
+        counted |= {"held_out": config["suite"]["limit"]}  # in older ids it left out none of these rows
     # names are what the report calls and finds rows by
     run_id = hashed([found | {"params": None} | counted, shared.name if shared else None, hashes])
     return Job(

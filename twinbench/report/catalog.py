@@ -90,9 +90,9 @@ TABLES = (
     Table(
         "time",
         "Time (s)",
-        "Merging and router training (reading its training rows included; of what an earlier run has kept, what that "
-        "took): once; empty where a record is older than the measurement. Routing and evaluation: the sum over all "
-        "tasks and splits scored. Per 1000 rows: "
+        "Merging and router training (reading its training rows included): once; empty where a record is older "
+        "than the measurement, or an earlier run had kept what the router reads. Routing and evaluation: the sum over "
+        "all tasks and splits scored. Per 1000 rows: "
         "routing and evaluation together, over the rows of those splits. Runs are left out while which other processes "
         "used more than 5 % of the machine's cores, or where the record does not say.",
         rounded("{:.2f}".format),

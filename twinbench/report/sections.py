@@ -164,7 +164,7 @@ def _draw(
             yield f"curve_{key}", plots.curves(curve, key, bounds, methods_of, marks, title(f"curve_{key}"), note)
         points = shown.merge(made["storage"], on="method").dropna(subset="average")
         note = f"{where} Up is better, left is smaller."
-        note += " Without a name: another row is smaller and better." if len(points) > plots.CROWD else ""
+        note += " Without a name: another row is no larger and no worse." if len(points) > plots.CROWD else ""
         yield "storage", plots.storage(points, methods, marks, TITLES["storage"], note)
     row = block.find(reference)
     shares = row and tables.confusion(row, block.columns)

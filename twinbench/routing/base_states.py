@@ -1,12 +1,14 @@
 """Hidden states of the base for rows that train a router: the same for all methods and suites, so kept on disk."""
 
 import json
+import math
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from twinbench import workbench
 from twinbench.assets.sources import cache_dir
 from twinbench.routing import features
 from twinbench.system import processes, source
@@ -17,7 +19,7 @@ from twinbench.workbench import Workbench
 def base_states(
     bench: Workbench, reads, task: str, split: str, rows: int | None, make: Callable[[], tuple[Tensor, float]]
 ) -> tuple[Tensor, float]:
-    """What ``make`` gives, the states and the seconds of their pass, or what an earlier run kept of the same pass.
+    """What ``make`` gives, the states and the seconds of their pass; of states that an earlier run kept, NaN seconds.
 
     The key holds what the states depend on: the weights that are read, the inputs and their texts, the settings of the
     pass, and the code.
@@ -34,13 +36,16 @@ def base_states(
     names = features.read_names(bench.module, reads.layer)
     weights = {name: tensor for name, tensor in suite.base.items() if name in names}
     settings = [reads.layer, reads.pool, suite.dtype, bench.precision, bench.batch_size, bench.module.device.type]
-    codes = [source.digest(Path(file)) for file in (features.__file__, __file__)]
+    settings += [suite.tokenizer.padding_side, version("torch"), version("transformers")]
+    kind = (suite.workload.encoded, suite.workload.module)  # how its texts and its module are made
+    files = [Path(__file__), Path(__file__).with_name("learned.py"), Path(features.__file__), Path(workbench.__file__)]
+    codes = [source.digest(file) for file in (*files, *(Path(made.__code__.co_filename) for made in kind))]
     config = (suite.base_folder / "config.json").read_text(encoding="utf-8")
     key = content_key(weights, json.dumps([inputs, texts, settings, codes, config]))
+    took = [math.nan]
 
-    def made() -> dict[str, Tensor]:
-        states, seconds = make()
-        return {"states": states, "seconds": torch.tensor([seconds], dtype=torch.float64)}
+    def passed() -> dict[str, Tensor]:
+        states, took[0] = make()
+        return {"states": states}
 
-    kept = remembered(cache_dir() / "hidden_states", key, ("states", "seconds"), made)
-    return kept["states"], float(kept["seconds"])
+    return remembered(cache_dir() / "hidden_states", key, ("states",), passed)["states"], took[0]

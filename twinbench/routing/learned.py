@@ -182,6 +182,6 @@ def _hidden_states(bench: Workbench, setting: Setting, task: str, split: str, ro
             found = hidden_states(bench, task, split, layer=reads.layer, pool=reads.pool, rows=rows)
         return found, time.perf_counter() - start
 
-    if source is None and split in ("train", "validation"):  # passes over scored rows are timed anew
+    if source is None and split == "train":  # held-out rows may be scored, and a pass over scored rows is timed
         return base_states(bench, reads, task, split, rows, passed)
     return passed()
