@@ -57,6 +57,12 @@ def test_the_newest_suite_comes_first_then_the_test_then_the_strict_protocol():
     assert [len(block.rows) for block in found] == [1] * 6
 
 
+def test_the_precision_with_more_runs_comes_first_and_of_two_alike_float32():
+    few, many = [run("ties")], [run(method, precision="bfloat16") for method in ("ties", "average")]
+    assert [block.precision for block in made(*few, *many)] == ["bfloat16", "float32"]
+    assert [block.precision for block in made(*few, *many[:1])] == ["float32", "bfloat16"]
+
+
 def test_a_suite_with_results_comes_before_one_that_only_failed():
     """However new the failure; and a late failure makes no suite newer than its results."""
     found = made(run("ties", suite_id="done", time=1), failed("ties", suite_id="broken", time=9))

@@ -83,7 +83,7 @@ class Block:
 
 
 def blocks(rows: Iterable[Record]) -> list[Block]:
-    """The blocks of some runs: newest suite_id first, then the test split, float32, and the order of ``PROTOCOLS``.
+    """The blocks of some runs: newest suite_id first, then the test split, the precision with more runs, ``PROTOCOLS``.
 
     Args:
         rows: records as ``records.store.latest`` gives them.
@@ -91,11 +91,13 @@ def blocks(rows: Iterable[Record]) -> list[Block]:
     runs = _newest_runs(list(rows))
     ids = sorted({_suite_id(run) for run in runs}, key=lambda name: (*_freshness(runs, name), name), reverse=True)
     found = []
-    for key in product(ids, ("test", "validation"), PRECISIONS):
-        family = [run for run in runs if _family(run) == key]
-        kinds = sorted({_kind(run) for run in family}, key=lambda kind: (list(PROTOCOLS).index(kind[0]), kind[1]))
-        rows_of = {kind: _rows([run for run in family if _kind(run) == kind]) for kind in kinds}
-        found += _family_blocks(_head(family[0])["suite"], key, rows_of) if family else []
+    for suite_id, split in product(ids, ("test", "validation")):
+        families = {key: [run for run in runs if _family(run) == (suite_id, split, key)] for key in PRECISIONS}
+        for precision, family in sorted(families.items(), key=lambda item: -len(item[1])):
+            kinds = sorted({_kind(run) for run in family}, key=lambda kind: (list(PROTOCOLS).index(kind[0]), kind[1]))
+            rows_of = {kind: _rows([run for run in family if _kind(run) == kind]) for kind in kinds}
+            key = suite_id, split, precision
+            found += _family_blocks(_head(family[0])["suite"], key, rows_of) if family else []
     return found
 
 
