@@ -1,6 +1,10 @@
-"""The tables and figures of results/README.md on the ablations on MiniLM-L6, as their committed reports give them."""
+"""The tables and figures of results/README.md on single questions, as their committed reports give them."""
 
-from support.reports import kept, markdown, table
+import numpy as np
+
+from support.reports import REPORTS, kept, markdown, table
+from twinbench.records import store
+from twinbench.report import blocks, bootstrap, read
 
 NAME = "strict_bfloat16_normalized"
 
@@ -109,4 +113,41 @@ def router() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), said
 
 
-ABLATIONS = compression, shared, protocols, router
+def untouched(report: str, reference: str, rows: list[str], tasks: list[str]) -> list[str]:
+    """Differences of rows to a reference, averaged over some tasks of a suite alone, each with its interval."""
+    results = REPORTS.parent
+    found = blocks.blocks(read.chosen(store.latest(store.read(results)), results, report, None))[:1]
+    (block,) = found
+    draws, _ = bootstrap.draws(read.predictions(results, found)[0], found)
+    columns = [column for column in block.columns if column[0] in tasks]
+
+    def sampled(label: str) -> tuple[float, np.ndarray]:
+        runs = block.find(label).runs
+        shares = [runs[0].scores[column] / block.individual[0].scores[column] for column in columns]
+        return 100 * np.mean(shares), bootstrap.averages(runs, block.individual, columns, draws)
+
+    centre, beside = sampled(reference)
+    gaps = [(score - centre, *bootstrap.paired(samples, beside)) for score, samples in map(sampled, rows)]
+    return [f"{gap:+.1f} ({low:+.1f} to {high:+.1f})" for gap, low, high, _ in gaps]
+
+
+def official() -> tuple[str, list[str]]:
+    """Routers on test rows that nobody had looked at."""
+    report = "glue_mpnet_official"
+    found = table(report, NAME)
+
+    def line(words: str, label: str) -> list[str]:
+        row = found.loc[label]
+        gap = f"{row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f})"
+        return [words, f"{row.stsb:.1f}", f"{row.mrpc:.1f}", kept(label, report, NAME), "" if row.reference else gap]
+
+    rows = {f"Twin-Merging, `{name}`": f"twin_merging (router={name})" for name in ("oracle", "risk", "text", "mlp")}
+    rows |= {"Task Arithmetic": "task_arithmetic", "the unmerged base": "pretrained"}
+    heads = ["method and router", "STS-B", "MRPC", "average of all eight tasks", "difference to `text`"]
+    text, *others = (f"twin_merging (router={name})" for name in ("text", "risk", "mlp"))
+    risk, mlp = untouched(report, text, others, ["stsb", "mrpc"])
+    said = f"the router that goes by risk differs from it by {risk}, and the paper's by {mlp}"
+    return markdown(heads, [line(*row) for row in rows.items()]), [said]
+
+
+ABLATIONS = compression, shared, protocols, router, official
