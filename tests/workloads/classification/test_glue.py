@@ -87,7 +87,7 @@ def test_real_data_fits_the_task_files(suite):
         pytest.skip("TWINBENCH_DATA is not set")
     for name, spec in suite["tasks"].items():
         sources = {key: fetch(source) for key, source in spec["sources"].items()}
-        task = read(name, spec, sources, None, None)
+        task = read(name, spec, sources, None, None, "test")
         assert len(task.splits["test"]) == OFFICIAL.get(name, 1000)
         assert len(task.splits["train"]) >= 5 * len(task.splits["validation"])
         if task.classes:
