@@ -185,7 +185,7 @@ def curves(
 def storage(points: pd.DataFrame, methods: Mapping[str, str], marks: Styles, title: str, subtitle: str) -> Figure:
     """Average normalized score over total storage.
 
-    Of many points those have a name for certain that no other is smaller and better than; the others where it fits.
+    Of many points, those that no other beats have a name. The others have one where it fits.
 
     Args:
         points: columns rank (None for the bounds), method, average (%) and total (bytes), without NaN.

@@ -11,13 +11,14 @@ from torch import Tensor
 from twinbench import workbench
 from twinbench.assets.sources import cache_dir
 from twinbench.routing import features
+from twinbench.routing.recipe import Features
 from twinbench.system import processes, source
 from twinbench.weights.disk_cache import content_key, remembered
 from twinbench.workbench import Workbench
 
 
 def base_states(
-    bench: Workbench, reads, task: str, split: str, rows: int | None, make: Callable[[], tuple[Tensor, float]]
+    bench: Workbench, reads: Features, task: str, split: str, rows: int | None, make: Callable[[], tuple[Tensor, float]]
 ) -> tuple[Tensor, float]:
     """What ``make`` gives, the states and the seconds of their pass; of states that an earlier run kept, NaN seconds.
 
@@ -25,7 +26,7 @@ def base_states(
     pass, and the code.
 
     Args:
-        reads: the router's `Features`.
+        reads: the layer that the router reads, and how its states are pooled.
         rows: how many of the first rows of the split; None is all.
     """
     suite, spec = bench.suite, bench.suite.tasks[task]
@@ -34,7 +35,7 @@ def base_states(
     inputs = features.encodings(bench, task, split, content=reads.pool == "content")[:rows]
     texts = spec.splits[split][list(spec.columns)].iloc[:rows].to_json(orient="values")
     names = features.read_names(bench.module, reads.layer)
-    weights = {name: tensor for name, tensor in suite.base.items() if name in names}
+    weights = {name: suite.base[name] for name in suite.base if name in names}
     settings = [reads.layer, reads.pool, suite.dtype, bench.precision, bench.batch_size, bench.module.device.type]
     settings += [suite.tokenizer.padding_side, version("torch"), version("transformers")]
     kind = (suite.workload.encoded, suite.workload.module)  # how its texts and its module are made
