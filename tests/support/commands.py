@@ -36,7 +36,7 @@ def composed(conf, results_dir, *overrides):
     """The configuration that `python run.py OVERRIDES` composes, with Hydra's part where Hydra keeps it."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         own = [f"hydra.searchpath=[file://{conf}]", "suite=tiny", f"results_dir={results_dir}", "wandb.mode=disabled"]
-        untrained = {"router=oracle", "router=knn", "router=prototypes"} & {*overrides}
+        untrained = {f"router={name}" for name in ("oracle", "knn", "prototypes", "mass", "dawin")} & {*overrides}
         short = [] if untrained else ["router.model.epochs=5"]
         cfg = compose("config", [*own, *short, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)

@@ -12,6 +12,7 @@ from twinbench.plan.signature import (
     completed,
     draws,
     hyperparameters,
+    learns,
     most_read,
     router_reads,
     signature,
@@ -153,7 +154,7 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
         hashes.append(_router_identity(asked, settings))
         if not oracle:
             drawn |= _router_draws(asked)
-            needs.append(router_reads(settings))
+            needs.append(router_reads(settings, learns=_learns(asked)))
     suite = suite_identity(config["suite"])
     shared = leaves.get("shared")
     found = {
@@ -282,7 +283,7 @@ def _router(config: Mapping) -> dict:
         raise Mistake(f"router.model has {', '.join(twice)}, which is a setting of router.features or router.use")
     if asked["use"]["minimum_risk"]:
         _check_risk(config)
-    if config["split"] == "validation" and asked["features"]["rows"] is None:
+    if config["split"] == "validation" and asked["features"]["rows"] is None and _learns(asked):
         said = "split=validation scores the rows that this router is trained on"
         raise Mistake(f"{said}; train it on others: router.features.rows=1000")
     if asked["features"]["pool"] == "content" and workload(config["suite"]).LOADED:
@@ -298,6 +299,11 @@ def _router_identity(asked: Mapping, settings: Mapping) -> dict:
     module, _, kind = asked["model"]["_target_"].rpartition(".") if asked["model"] else ("twinbench", "", "Oracle")
     own = {} if module.partition(".")[0] == "twinbench" else {"source": source.code(module)}
     return {"class": kind, "values": by_content(settings)} | own
+
+
+def _learns(asked: Mapping) -> bool:
+    """Whether rows train a router."""
+    return learns(asked["model"]["_target_"])
 
 
 def _router_draws(asked: Mapping) -> bool:

@@ -67,11 +67,18 @@ def most_read(needs: Iterable[str]) -> str:
     return max(needs, key=READS.index, default="nothing")
 
 
-def router_reads(settings: Mapping) -> str:
-    """What data a learned router reads: groups are made of the scored rows, and what a route costs, of labels."""
+def router_reads(settings: Mapping, *, learns: bool = True) -> str:
+    """What data a router reads: groups are made of the scored rows, and what a route costs, of labels."""
     if settings.get("groups"):
         return "test inputs"
-    return "training labels" if settings.get("minimum_risk") else "training inputs"
+    if settings.get("minimum_risk"):
+        return "training labels"
+    return "training inputs" if learns else "nothing"
+
+
+def learns(target: str) -> bool:
+    """Whether a router's model learns from rows: it has a ``fit``."""
+    return any(isinstance(node, ast.FunctionDef) and node.name == "fit" for node in source.definition(target).body)
 
 
 def draws(takes: Signature, values: Mapping) -> bool:

@@ -143,12 +143,12 @@ def characters(spec: Task, split: str, width: int, rows: int | None) -> Tensor:
     return torch.from_numpy(np.concatenate(found, 1))
 
 
-@contextmanager
-def _first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
-    """Let a module end after so many of its layers."""
-    if count is None:
-        yield
-        return
+def layers_of(module: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The list of a model's layers, the module that has it, and its name there.
+
+    Raises:
+        ValueError: the model has no such list, or several.
+    """
     depth = module.config.num_hidden_layers
     stacks = [
         (owner, name, child)
@@ -156,11 +156,20 @@ def _first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
         for name, child in owner.named_children()
         if isinstance(child, nn.ModuleList) and len(child) == depth
     ]
-    if not 0 <= count <= depth:
-        raise Mistake(f"router.features.layer must be in [0, {depth}] or null, got {count}")
     if len(stacks) != 1:
         raise Mistake(f"router.features.layer: {type(module).__name__} has no one list of {depth} layers; use null")
-    ((owner, name, layers),) = stacks
+    return stacks[0]
+
+
+@contextmanager
+def _first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
+    """Let a module end after so many of its layers."""
+    if count is None:
+        yield
+        return
+    owner, name, layers = layers_of(module)
+    if not 0 <= count <= len(layers):
+        raise Mistake(f"router.features.layer must be in [0, {len(layers)}] or null, got {count}")
     setattr(owner, name, layers[:count])
     try:
         yield

@@ -13,9 +13,11 @@ from twinbench.merging.method import Method
 from twinbench.routing.attach import attach
 from twinbench.routing.base_states import base_states
 from twinbench.routing.features import characters, encodings, hidden_states, read_names
-from twinbench.routing.recipe import Recipe
+from twinbench.routing.of_experts import entropies, residuals
+from twinbench.routing.recipe import ENTROPIES, RESIDUALS, Recipe
 from twinbench.routing.router import Router, grouped
 from twinbench.system.mistakes import Mistake
+from twinbench.weights.parts import kind
 from twinbench.workbench import Workbench, merged
 
 ROUTER_TRAIN = 0.8  # of each task's validation rows train a router of no others; the rest chooses its epoch
@@ -66,12 +68,25 @@ def router_bytes(bench: Workbench, setting: Setting, router: Router, shared: Map
         shared: the shared part of the merge.
     """
     reads, suite, beside = setting.router.features, bench.suite, {}
-    if reads.source and not suite.factored:
+    if reads.source == ENTROPIES:
+        beside = _whole_experts(bench, setting, shared)
+    elif reads.source and not suite.factored:
         read = read_names(bench.module, reads.layer)
         for name in (name for name in suite.base if name in read):
             stored = name in shared and (reads.source == "shared" or torch.equal(shared[name], suite.base[name]))
             beside |= {} if stored else {f"base.{name}": suite.base[name]}
     return stored_bytes(router.stored() | beside)
+
+
+def _whole_experts(bench: Workbench, setting: Setting, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of whole experts that a merge does not store: it stores those that a dense part gives back."""
+    found = {}
+    for expert, parts in _made(bench, setting).exclusive.items():
+        for name, tensor in bench.suite.experts[expert].items():
+            part = parts.get(name)
+            known = kind(part) == "dense" if part is not None else torch.equal(tensor, shared.get(name, tensor + 1))
+            found |= {} if known else {f"{expert}.{name}": tensor}
+    return found
 
 
 def applied(bench: Workbench, setting: Setting, task: str, split: str) -> Tensor | None:
@@ -95,13 +110,17 @@ def weights(bench: Workbench, setting: Setting, task: str, split: str) -> tuple[
 
 
 def _read(setting: Setting) -> tuple[Method | None, bool]:
-    """What the router's features depend on: the shared expert and whose biases it has, or neither."""
+    """What the router's features depend on: the merge that is read and whose biases it has, or neither."""
     if setting.router.features.source == "shared":
         return setting.method.shared or setting.method, setting.gold_biases
+    if setting.router.features.source == RESIDUALS:
+        return setting.method, setting.gold_biases
     return None, False
 
 
 def _fitted(bench: Workbench, setting: Setting):
+    if not hasattr(setting.router.model, "fit"):
+        return setting.router.model.ready(), 0.0
     device, seconds = bench.module.device, 0.0
     train, held_out = ([], []), ([], [])
     for position, task in enumerate(bench.suite.experts):
@@ -150,7 +169,11 @@ def _features(
 ) -> tuple[Tensor, float]:
     """What the router reads of the first rows of a split, and the seconds that it took."""
     reads, parts, seconds = setting.router.features, [], 0.0
-    if reads.source:
+    if reads.source in (RESIDUALS, ENTROPIES):
+        key = reads.source, _read(setting), reads.layer, task, split, rows
+        said, seconds = bench.remember(key, lambda: _said(bench, setting, task, split, rows))
+        parts.append(said)
+    elif reads.source:
         key = "hidden states", _read(setting), reads.layer, reads.pool, task, split, rows
         hidden, seconds = bench.remember(key, lambda: _hidden_states(bench, setting, task, split, rows))
         parts.append(hidden)
@@ -160,6 +183,23 @@ def _features(
         parts.append(bench.remember(key, lambda: characters(spec, split, reads.characters, rows)))
         seconds += time.perf_counter() - start
     return torch.cat(parts, 1), seconds
+
+
+def _said(bench: Workbench, setting: Setting, task: str, split: str, rows: int | None) -> tuple[Tensor, float]:
+    """What the experts say of rows, and the seconds that it took."""
+    reads = setting.router.features
+    exclusive = _made(bench, setting).exclusive if reads.source == RESIDUALS else {}
+    encodings(bench, task, split)  # to tokenize is no part of it
+    start = time.perf_counter()
+    if reads.source == RESIDUALS:
+        found = residuals(bench, exclusive, task, split, layer=reads.layer, rows=rows)
+    else:
+        found = entropies(bench, task, split, rows=rows)
+    return found, time.perf_counter() - start
+
+
+def _made(bench: Workbench, setting: Setting) -> Merged:
+    return merged(bench, setting.method, setting.gold_biases)[0]
 
 
 def _hidden_states(bench: Workbench, setting: Setting, task: str, split: str, rows: int | None) -> tuple[Tensor, float]:

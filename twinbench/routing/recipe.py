@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from twinbench.system.mistakes import Mistake
 
 POOLS = ("mean", "first", "last", "segments", "content")
-SOURCES = ("shared", "base", None)
+RESIDUALS, ENTROPIES = "residuals", "entropies"  # what `of_experts` gives
+SOURCES = ("shared", "base", RESIDUALS, ENTROPIES, None)
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class Features:
     """What a router reads.
 
     Args:
-        source: whose hidden states: "shared", the shared expert's as in the paper, or "base"; None reads none.
+        source: whose hidden states: "shared", the shared expert's as in the paper, or "base"; None reads none. Or what
+            the experts say of a row: "residuals" or "entropies" (see `of_experts`).
         layer, pool: which hidden states and how they are pooled, as in `features.hidden_states`; the paper's are the
-            last ones (None), and their "mean".
+            last ones (None), and their "mean". Of residuals the layer whose input is read; entropies have neither.
         characters: beside the hidden states, how many hashed counts of character n-grams are read of each text column
             (see `features.characters`); 0, as in the paper, is none.
         rows: train on at most so many of each task's training rows, as the authors' code does, and let the rows held
@@ -42,7 +44,7 @@ class Features:
         checked(
             "features",
             self,
-            source=(self.source in SOURCES, "shared, base or null"),
+            source=(self.source in SOURCES, "shared, base, residuals, entropies or null"),
             layer=(self.layer is None or self.layer >= 0, "null or at least 0"),
             pool=(self.pool in POOLS, f"of {', '.join(POOLS)}"),
             characters=(
@@ -96,7 +98,10 @@ class Fitted(Protocol):
 
 
 class Model(Protocol):
-    """What a router's ``model`` leaf makes: settings that can be fitted."""
+    """What a router's ``model`` leaf makes: settings that can be fitted.
+
+    One that learns from no rows has no ``fit``, and ``ready() -> Fitted`` in its place.
+    """
 
     def fit(self, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], seed: int | None) -> nn.Module:
         """Fit to features (n, width) and expert positions (n,); the held-out rows choose. A `Fitted` module.

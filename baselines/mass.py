@@ -1,0 +1,28 @@
+"""MASS: TSV-C's parts (`baselines.tsv_c`) without the known task: each row goes where an expert's directions hold it.
+
+"MASS: MoErging through Adaptive Subspace Selection", Crisostomi et al., 2025, arXiv 2504.05342. No rows train its
+router (``router=mass``): the residual of a hidden state beyond each expert's right singular vectors says whose it is.
+
+This is the authors' *top1*: one expert a row, ``W = W_0 + U_t S_t V_t^T``. Their *topk* runs TSV-M on up to two experts
+per row. Departures: the first pass is the base's, where the authors' default is TSV-M's; vectors are the expert's own.
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from baselines import tsv_c
+from twinbench.merging.merged import Merged
+
+ROUTE = "router"
+
+
+def merge(
+    base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, basis: Callable[[Tensor], Tensor]
+) -> Merged:
+    """Keep each task's leading triplets beside the base, for a router to choose from.
+
+    Args:
+        basis: `twinbench.merging.compress.basis`, or something that remembers what it gave.
+    """
+    return tsv_c.merge(base, experts, basis=basis)

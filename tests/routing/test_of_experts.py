@@ -1,0 +1,185 @@
+"""What a router asks of the experts, beside slow references and at its limits, and whole runs that no rows train."""
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from baselines import dawin, mass, tsv_c
+from support.commands import composed, rows_of
+from support.family import CLASSES, bench, opened
+from support.routing import USE
+from twinbench.command import run
+from twinbench.merging.compress import basis, svd
+from twinbench.merging.merged import with_route
+from twinbench.merging.method import Method
+from twinbench.routing.learned import Setting, learned, router_bytes
+from twinbench.routing.least import Least
+from twinbench.routing.of_experts import entropies, residuals
+from twinbench.routing.recipe import Features, Recipe, Use
+from twinbench.routing.router import Router
+from twinbench.system.mistakes import Mistake
+from twinbench.weights.parts import LowRank
+from twinbench.workbench import Workbench
+
+QUERY = "encoder.layer.{}.attention.self.query.weight"  # what a layer of BERT runs first
+NAMED = [task for task, classes in CLASSES.items() if classes]
+
+DAWIN = Method("dawin", "dawin", lambda base, experts: dawin.merge(base, experts, scaling=0.3))
+MASS = Method("mass", "mass", lambda base, experts: mass.merge(base, experts, basis=basis))
+
+
+@pytest.fixture
+def tiny(family) -> Workbench:
+    return bench(opened(family), batch_size=4)
+
+
+def low_rank(suite, rank: int) -> dict:
+    """Each expert's change of all matrices, cut to a rank."""
+    matrices = [name for name in suite.base if suite.base[name].dim() == 2]
+    changes = {t: {name: state[name] - suite.base[name] for name in matrices} for t, state in suite.experts.items()}
+    return {t: {name: svd(change, rank, basis) for name, change in own.items()} for t, own in changes.items()}
+
+
+@torch.inference_mode()
+def slow_residual(tiny: Workbench, task: str, row: int, layer: int, rank: int) -> list[float]:
+    """One row, alone and unpadded, and the projection written out."""
+    suite, spec = tiny.suite, tiny.suite.tasks[task]
+    text = spec.splits["test"]["text"][row]
+    batch = suite.tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
+    x = tiny.module(**batch, output_hidden_states=True).hidden_states[layer][0].mean(0)
+    found = []
+    for state in suite.experts.values():
+        name = QUERY.format(layer)
+        _, _, vt = torch.linalg.svd(state[name] - suite.base[name])
+        found.append((x - sum((x @ v) * v for v in vt[:rank])).norm().item())
+    return found
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_residuals_are_those_of_a_projection_row_by_row(tiny, layer):
+    exclusive = low_rank(tiny.suite, 3)
+    for task in CLASSES:
+        found = residuals(tiny, exclusive, task, "test", layer=layer, rows=None)
+        with tiny.holding(dict(tiny.suite.base.items())):
+            wanted = torch.tensor([slow_residual(tiny, task, row, layer, 3) for row in range(10)])
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+        some = residuals(tiny, exclusive, task, "test", layer=layer, rows=3)
+        torch.testing.assert_close(some, found[:3], atol=1e-5, rtol=0)
+    if layer == 1:
+        last = residuals(tiny, exclusive, task, "test", layer=None, rows=None)
+        assert torch.equal(last, found), "null is the last layer"
+
+
+def test_nothing_lies_beyond_all_directions_and_everything_beyond_none(tiny):
+    whole = low_rank(tiny.suite, 16)
+    none = {name: {} for name in list(whole)[1:]}
+    found = residuals(tiny, whole, "letters", "test", layer=1, rows=None)
+    assert found.abs().max() < 1e-4
+    some = residuals(tiny, {next(iter(whole)): whole[next(iter(whole))]} | none, "letters", "test", layer=1, rows=None)
+    assert some[:, 0].max() < 1e-4 and some[:, 1:].min() > 0.1
+
+
+def test_residuals_name_what_they_cannot_read(tiny):
+    exclusive = low_rank(tiny.suite, 3)
+    with pytest.raises(Mistake, match=r"router\.features\.layer must be in \[0, 1\] or null, got 2"):
+        residuals(tiny, exclusive, "letters", "test", layer=2, rows=None)
+    with pytest.raises(Mistake, match=f"no expert has a part of {QUERY.format(1)}"):
+        residuals(tiny, {name: {} for name in exclusive}, "letters", "test", layer=1, rows=None)
+    exclusive["colours"][QUERY.format(1)] = torch.ones(16, 16)
+    with pytest.raises(Mistake, match=f"reads low-rank parts, and colours's of {QUERY.format(1)} is not"):
+        residuals(tiny, exclusive, "letters", "test", layer=1, rows=None)
+
+
+@pytest.mark.parametrize("task", NAMED)
+def test_entropies_are_those_of_whole_experts_under_the_tasks_head(tiny, family, task):
+    found = entropies(tiny, task, "test", rows=None)
+    own = AutoModelForSequenceClassification.from_pretrained(family / "experts" / task).eval()
+    for place, expert in enumerate(CLASSES):
+        other = AutoModelForSequenceClassification.from_pretrained(family / "experts" / expert).eval()
+        own.bert.encoder, own.bert.embeddings = other.bert.encoder, other.bert.embeddings  # the pooler is the head's
+        for row in range(10):
+            text = tiny.suite.tasks[task].splits["test"]["text"][row]
+            batch = tiny.suite.tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
+            with torch.inference_mode():
+                p = own(**batch).logits[0].softmax(0)
+            assert found[row, place].item() == pytest.approx(-sum(p * p.log()).item(), abs=1e-6)
+
+
+def test_a_regression_has_no_entropy(tiny):
+    with pytest.raises(Mistake, match="not defined for task size, a regression"):
+        entropies(tiny, "size", "test", rows=None)
+
+
+def test_the_least_answer_has_the_largest_weight():
+    answers = torch.tensor([[0.1, 0.7, 0.3], [2.0, 1.0, 1.0]])
+    soft = Router(Least(1.0).ready(), Use(**USE))(answers)
+    torch.testing.assert_close(soft, torch.exp(-answers) / torch.exp(-answers).sum(1, keepdim=True))
+    one = Router(Least(0.5).ready(), Use(**USE | {"top_k": 1}))(answers)
+    assert one[0].tolist() == [1.0, 0.0, 0.0]
+    with pytest.raises(Mistake, match=r"router\.model\.temperature must be above 0, got 0"):
+        Least(0.0)
+
+
+def test_mass_is_tsv_c_where_the_known_task_is_the_route(tiny):
+    base, experts = dict(tiny.suite.base.items()), {t: dict(e.items()) for t, e in tiny.suite.experts.items()}
+    ours, known = mass.merge(base, experts, basis=basis), tsv_c.merge(base, experts, basis=basis)
+    assert isinstance(ours.exclusive["letters"][QUERY.format(0)], LowRank)
+    for hot in torch.eye(3).tolist():
+        first, second = with_route(ours, hot), with_route(known, hot)
+        assert all(torch.equal(first[name], second[name]) for name in base)
+
+
+def test_dawin_gives_back_the_expert_and_task_arithmetic(tiny):
+    base, experts = dict(tiny.suite.base.items()), {t: dict(e.items()) for t, e in tiny.suite.experts.items()}
+    alone = with_route(dawin.merge(base, experts, scaling=1 / 3), [0.0, 1.0, 0.0])
+    equal = with_route(dawin.merge(base, experts, scaling=0.3), [1 / 3] * 3)
+    for name in (name for name in base if base[name].is_floating_point()):
+        torch.testing.assert_close(alone[name], experts["colours"][name])
+        summed = sum(expert[name] - base[name] for expert in experts.values())
+        torch.testing.assert_close(equal[name], base[name] + 0.3 * summed)
+    with pytest.raises(ValueError, match="scaling must be finite"):
+        dawin.merge(base, experts, scaling=float("nan"))
+
+
+def test_whole_experts_are_stored_unless_dense_parts_give_them_back(tiny):
+    """The file of a router of entropies has the experts' tensors that the merge cut to a rank."""
+    features, use = Features("entropies", None, "mean", 0, None), Use(**USE)
+    for method, whole in ((DAWIN, False), (MASS, True)):
+        setting = Setting(method, "router", Recipe(features, Least(1.0), use), None)
+        router, _ = learned(tiny, setting)
+        found = router_bytes(tiny, setting, router, tiny.suite.base)
+        matrices = [name for name in tiny.suite.base if tiny.suite.base[name].dim() > 1]
+        wanted = sum(
+            state[name].nbytes
+            for state in tiny.suite.experts.values()
+            for name in matrices
+            if not torch.equal(state[name], tiny.suite.base[name])
+        )
+        assert wanted > 0
+        assert (0.98 * wanted < found < 1.1 * wanted + 10_000) if whole else found < 200
+
+
+def test_no_rows_train_the_router_of_mass(family, tmp_path):
+    more = ("method=mass", "router=mass", "router.features.layer=1")
+    assert run(composed(family / "conf", tmp_path, *more)).status == "ok"
+    assert run(composed(family / "conf", tmp_path, *more, "seed=1")).status == "skipped"
+    assert run(composed(family / "conf", tmp_path, *more, "split=validation")).status == "ok", "it learned from no row"
+    rows = rows_of(tmp_path, primary=True, split="test")
+    assert {row["task"] for row in rows} == set(CLASSES)
+    assert {(row["reads"], row["router"]["name"], row["seed"]) for row in rows} == {("nothing", "mass", None)}
+    assert {row["router_bytes"] < 100 for row in rows} == {True}, "directions and base are stored already"
+
+
+def test_dawin_runs_where_all_tasks_have_classes(family, tmp_path):
+    more = ("method=dawin", "router=dawin")
+    assert run(composed(family / "conf", tmp_path, *more, "suite.only=[letters,colours]")).status == "ok"
+    rows = rows_of(tmp_path, primary=True)
+    assert {row["task"] for row in rows} == set(NAMED) and {row["reads"] for row in rows} == {"nothing"}
+    assert run(composed(family / "conf", tmp_path, *more)).status == "failed"
+    (failed,) = rows_of(tmp_path, status="failed")
+    assert "not defined for task size, a regression" in failed["error"]
+
+
+def test_a_set_of_the_family_has_different_answers(tiny):
+    """A guard of this file: answers that were all alike would let any order pass."""
+    assert entropies(tiny, "letters", "test", rows=None).std(1).min() > 1e-4
