@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from twinbench.report.cells import differences, living, normalized, rounded
+from twinbench.report.cells import differences, living, normalized, rounded, spans
 
 LEADERBOARD, EXPERTS = "leaderboard.md", "experts.md"
 ONE = "{:.1f}".format
@@ -31,6 +31,13 @@ class Table:
 
 # In the order in which they stand. What a report computes beside them has a CSV file only.
 TABLES = (
+    Table(
+        "tasks",
+        "Average normalized score by the number of tasks (%)",
+        "Over the tasks of living experts. Of several subsets with as many tasks: the mean, and from the lowest to "
+        "the highest. Each subset's own table stands below.",
+        spans,
+    ),
     Table(
         "normalized",
         "Normalized score (%)",

@@ -79,6 +79,17 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells | {"p": _p(table)})
 
 
+def spans(table: pd.DataFrame) -> pd.DataFrame:
+    """Each number with the ends of its span behind it, where it has one."""
+    cells = {"method": table["method"]}
+    for name in (column for column in table.columns if f"{column}_low" in table):
+        ends = _ranges(table, name, "{:.1f}")
+        cells[name] = [
+            f"{shown} ({end})" if end else shown for shown, end in zip(_column(table, name), ends, strict=True)
+        ]
+    return pd.DataFrame(cells)
+
+
 def _p(table: pd.DataFrame) -> list[str]:
     """Each p, with ≤ where so many resamples can show no smaller one."""
     least = table["p_least"] == True  # noqa: E712 (a row without a p has none)

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from twinbench.protocol import PROTOCOLS
-from twinbench.report import expert_training, living, plots, tables, text
+from twinbench.report import by_tasks, expert_training, living, plots, tables, text
 from twinbench.report.blocks import Block, Run
 from twinbench.report.bootstrap import Draws
 from twinbench.report.notes import notes as explained
@@ -62,7 +62,7 @@ def make(found: list[Block], beside: Beside, name: str, reference: str, *, older
     """
     main, suites = found[0].suite_id, {block.suite for block in found}
     marks = plots.styles({row.method: row.role for block in found for row in block.rows}, _method(found, reference))
-    sections = []
+    sections, scored = [], []
     for suite_id, group in groupby(found, lambda block: block.suite_id):
         blocks, experts = list(group), beside.training.get(suite_id) or {}
         several, past = suite_id != main, suite_id != main and older
@@ -71,6 +71,7 @@ def make(found: list[Block], beside: Beside, name: str, reference: str, *, older
             made = tables.make(block, beside.draws, reference, constant, beside.tried)
             mend = None if past else where
             table = made.get("normalized")
+            scored += [] if past or table is None else [(block, table)]
             notes = [] if table is None else _notes(block, made, reference, beside, mend)
             heading = (f"{block.suite}: " if len(suites) > 1 else "") + _heading(block, several)
             section = Section(heading, PROTOCOLS[block.protocol].sentence, _slug(block, several), past, made, notes, {})
@@ -78,7 +79,7 @@ def make(found: list[Block], beside: Beside, name: str, reference: str, *, older
                 section.figures.update(_rendered(section, _draw(section, block, name, reference, marks)))
             sections.append(section)
         sections += _suite(blocks, experts, name, several=several, older=past)
-    return sections
+    return [*by_tasks.sections(scored, name, marks), *sections]
 
 
 def _notes(
