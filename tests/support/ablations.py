@@ -1,6 +1,7 @@
 """The tables and figures of results/README.md on single questions, as their committed reports give them."""
 
 import numpy as np
+import pandas as pd
 
 from support.reports import REPORTS, kept, markdown, table
 from twinbench.records import store
@@ -113,6 +114,31 @@ def router() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), said
 
 
+def tasks() -> tuple[str, list[str]]:
+    """Scores by the number of merged tasks, in three orders."""
+    report = "glue_minilm_tasks"
+    rows = table(report, "tasks_glue_minilm_sick_strict_bfloat16_tasks")
+    counts = ("2 tasks", "4 tasks", "6 tasks", "8 tasks")
+
+    def cell(method: str, count: str) -> str:
+        row = rows.loc[method]
+        ends = row[f"{count}_low"], row[f"{count}_high"]
+        return f"{row[count]:.1f}" + (f" ({ends[0]:.1f} to {ends[1]:.1f})" if np.isfinite(ends).all() else "")
+
+    methods = ("twin_merging", "task_arithmetic", "ties", "pretrained")
+    lines = [[f"`{method}`", *(cell(method, count) for count in counts)] for method in methods]
+    found = [pd.read_csv(path).set_index("method") for path in sorted((REPORTS / report).glob("strict_*normalized.csv"))]
+    below = [scores.loc[["task_arithmetic", "ties"], "difference_high"].max() for scores in found]
+    twin, plain = (rows.loc[method, counts[0]] - rows.loc[method, counts[-1]] for method in methods[:2])
+    least, most = (rows.loc["task_arithmetic", f"4 tasks_{end}"] for end in ("low", "high"))
+    said = [
+        f"In {sum(high < 0 for high in below)} of the {len(below)} subsets Twin-Merging is above Task Arithmetic and TIES",
+        f"from two tasks to eight Twin-Merging loses {twin:.1f} points and Task Arithmetic {plain:.1f}",
+        f"of four tasks Task Arithmetic keeps {least:.1f} in one subset and {most:.1f} in another",
+    ]
+    return markdown(["method", *counts], lines), said
+
+
 def untouched(report: str, reference: str, rows: list[str], tasks: list[str]) -> list[str]:
     """Differences of rows to a reference, averaged over some tasks of a suite alone, each with its interval."""
     results = REPORTS.parent
@@ -150,4 +176,4 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
-ABLATIONS = compression, shared, protocols, router, official
+ABLATIONS = compression, shared, protocols, router, tasks, official
