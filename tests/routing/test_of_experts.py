@@ -175,6 +175,8 @@ def test_dawin_runs_where_all_tasks_have_classes(family, tmp_path):
     assert run(composed(family / "conf", tmp_path, *more, "suite.only=[letters,colours]")).status == "ok"
     rows = rows_of(tmp_path, primary=True)
     assert {row["task"] for row in rows} == set(NAMED) and {row["reads"] for row in rows} == {"nothing"}
+    with pytest.raises(Mistake, match="under the known task's head, and protocol=blind knows no task"):
+        run(composed(family / "conf", tmp_path, *more, "protocol=blind"))
     assert run(composed(family / "conf", tmp_path, *more)).status == "failed"
     (failed,) = rows_of(tmp_path, status="failed")
     assert "not defined for task size, a regression" in failed["error"]

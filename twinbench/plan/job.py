@@ -286,6 +286,9 @@ def _router(config: Mapping) -> dict:
     if config["split"] == "validation" and asked["features"]["rows"] is None and _learns(asked):
         said = "split=validation scores the rows that this router is trained on"
         raise Mistake(f"{said}; train it on others: router.features.rows=1000")
+    if asked["features"]["source"] == "entropies" and not PROTOCOLS[config["protocol"]].knows_task:
+        said = "router.features.source=entropies runs every expert under the known task's head"
+        raise Mistake(f"{said}, and protocol={config['protocol']} knows no task; use {NORMALIZER}")
     if asked["features"]["pool"] == "content" and workload(config["suite"]).LOADED:
         raise Mistake("router.features.pool=content reads what a prompt is about, and these tasks have no prompts")
     return {**asked["features"], **model, **asked["use"]}
