@@ -8,6 +8,7 @@ from twinbench.records import store
 from twinbench.report import blocks, bootstrap, read
 
 NAME = "strict_bfloat16_normalized"
+UNSEEN = {"sick": "SICK", "trec": "TREC", "ag_news": "AG News"}
 
 
 def compression() -> tuple[str, list[str]]:
@@ -139,6 +140,30 @@ def tasks() -> tuple[str, list[str]]:
     return markdown(["method", *counts], lines), said
 
 
+def unseen() -> tuple[str, list[str]]:
+    """Linear probes on merged features, for tasks without an expert."""
+    report = "glue_minilm_probe"
+    raw, more = table(report, "strict_raw"), table(report, "strict_unseen")
+    sets = {f"{name}, {rows} rows": f"{key}_{rows}" for key, name in UNSEEN.items() for rows in (200, 1000)}
+    sets |= {"WNLI, 200 rows": "wnli_200"}
+
+    def cell(method: str, column: str) -> str:
+        row = more.loc[method]
+        clear = row[f"{column}_low"] > 0 or row[f"{column}_high"] < 0
+        return f"{row[column]:+.1f}{'*' if clear else ''}"
+
+    def average(method: str) -> str:
+        row = more.loc[method]
+        return f"{row.average:+.1f} ({row.average_low:+.1f} to {row.average_high:+.1f})"
+
+    base = [raw.loc["pretrained", f"{column} (accuracy)"] for column in sets.values()]
+    lines = [["the unmerged base, points", *(f"{value:.1f}" for value in base), ""]]
+    methods = ("average", "task_arithmetic", "ties", "twin_merging")
+    lines += [[f"`{m}`", *(cell(m, column) for column in sets.values()), average(m)] for m in methods]
+    said = [f"the plain average adds {average('average')} points"]
+    return markdown(["features of", *sets, "average"], lines), said
+
+
 def untouched(report: str, reference: str, rows: list[str], tasks: list[str]) -> list[str]:
     """Differences of rows to a reference, averaged over some tasks of a suite alone, each with its interval."""
     results = REPORTS.parent
@@ -176,4 +201,4 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
-ABLATIONS = compression, shared, protocols, router, tasks, official
+ABLATIONS = compression, shared, protocols, router, tasks, unseen, official
