@@ -3,8 +3,10 @@
 "MASS: MoErging through Adaptive Subspace Selection", Crisostomi et al., 2025, arXiv 2504.05342. No rows train its
 router (``router=mass``): the residual of a hidden state beyond each expert's right singular vectors says whose it is.
 
-This is the authors' *top1*: one expert a row, ``W = W_0 + U_t S_t V_t^T``. Their *topk* runs TSV-M on up to two experts
-per row. Departures: the first pass is the base's, where the authors' default is TSV-M's; vectors are the expert's own.
+This is the authors' *top1*: one expert a row, ``W = W_0 + U_t S_t V_t^T``. Their *topk* runs TSV-M on up to three
+experts per row. Departures: the first pass is the base's, where the authors' default is TSV-M's; it reads the first
+linear layer of a block, where they name one for each model (a feed-forward layer of a ViT, the output of an attention
+in T5); vectors are the expert's own.
 """
 
 from collections.abc import Callable, Mapping

@@ -53,8 +53,10 @@ def test_one_number_of_tasks_has_no_curve_and_neither_has_a_report_of_a_suite(tm
 
 
 def test_what_differs_in_protocol_or_suite_is_not_joined(tmp_path):
-    runs = [*subset(tmp_path, "one", ["topic"], 0.9), *subset(tmp_path, "all", ["topic", "mood"], 0.4, suite="other")]
-    assert not any("tasks_" in name for name in reported(tmp_path, runs)["tables"])
+    one = subset(tmp_path, "one", ["topic"], 0.9)
+    for tag, fields in (("a", {"suite": "other"}), ("b", {"split": "validation"})):
+        runs = [*one, *subset(tmp_path, tag, ["topic", "mood"], 0.4, **fields)]
+        assert not any("tasks_" in name for name in reported(tmp_path, runs)["tables"]), fields
     runs = [
         *subset(tmp_path, "one", ["topic"], 0.9),
         *subset(tmp_path, "two", ["topic", "mood"], 0.4, precision="bfloat16"),
@@ -68,3 +70,34 @@ def test_a_method_of_one_number_alone_is_left_out(tmp_path):
     add_run(tmp_path, "lone", "della", guess(0.5), suite_id="all")
     found = reported(tmp_path, [*runs, "lone"])["tables"]["tasks_toy_strict_tasks"]
     assert set(found["method"]) == {"individual", "ties"}
+
+
+def test_rows_of_one_name_with_other_settings_are_told(tmp_path):
+    runs = [*subset(tmp_path, "one", ["topic"], 0.9), *subset(tmp_path, "all", ["topic", "mood"], 0.4)]
+    for tag, tasks, density, router in (("one", ["topic"], 0.2, None), ("all", ["topic", "mood"], 0.9, None)):
+        said = {task: values for task, values in guess(0.6).items() if task in tasks}
+        add_run(tmp_path, f"{tag}dare", "dare", said, suite_id=tag, params={"density": density}, router=router)
+        runs.append(f"{tag}dare")
+    made = reported(tmp_path, runs)
+    text = (made["folder"] / "leaderboard.md").read_text()
+    note = "The settings of dare differ: density=0.2, router=none for 1 tasks; density=0.9, router=none for 2 tasks."
+    assert text.count(note) == 1
+    assert "The settings of ties" not in text
+
+
+def test_what_is_told_the_task_is_never_in_one_row_with_what_asks_a_router(tmp_path):
+    runs = [*subset(tmp_path, "one", ["topic"], 0.9), *subset(tmp_path, "all", ["topic", "mood"], 0.4)]
+    for tag, tasks, router in (("one", ["topic"], "oracle"), ("all", ["topic", "mood"], "mlp")):
+        said = {task: values for task, values in guess(0.9).items() if task in tasks}
+        add_run(tmp_path, f"{tag}twin", "twin_merging", said, suite_id=tag, router={"name": router})
+        runs.append(f"{tag}twin")
+    found = reported(tmp_path, runs)["tables"]["tasks_toy_strict_tasks"]
+    assert set(found["method"]) == {"individual", "ties"}
+
+
+def test_a_row_under_another_protocol_is_not_joined(tmp_path):
+    one, (best, ties) = subset(tmp_path, "one", ["topic"], 0.9), subset(tmp_path, "all", ["topic", "mood"], 0.4)
+    assert "ties" in set(reported(tmp_path, [*one, best, ties])["tables"]["tasks_toy_strict_tasks"]["method"])
+    add_run(tmp_path, "paper", "ties", guess(0.4), suite_id="all", protocol="paper")
+    found = reported(tmp_path, [*one, best, "paper"])["tables"]["tasks_toy_strict_tasks"]
+    assert set(found["method"]) == {"individual"}

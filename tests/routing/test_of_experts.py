@@ -7,12 +7,14 @@ from transformers import AutoModelForSequenceClassification
 from baselines import dawin, mass, tsv_c
 from support.commands import composed, rows_of
 from support.family import CLASSES, bench, opened
-from support.routing import USE
+from support.routing import USE, recipe
 from twinbench.command import run
 from twinbench.merging.compress import basis, svd
-from twinbench.merging.merged import with_route
+from twinbench.merging.merged import Merged, stored_bytes, with_route
 from twinbench.merging.method import Method
-from twinbench.routing.learned import Setting, learned, router_bytes
+from twinbench.plan.signature import learns
+from twinbench.routing.features import read_names
+from twinbench.routing.learned import Setting, applied, learned, router_bytes
 from twinbench.routing.least import Least
 from twinbench.routing.of_experts import entropies, residuals
 from twinbench.routing.recipe import Features, Recipe, Use
@@ -26,6 +28,24 @@ NAMED = [task for task, classes in CLASSES.items() if classes]
 
 DAWIN = Method("dawin", "dawin", lambda base, experts: dawin.merge(base, experts, scaling=0.3))
 MASS = Method("mass", "mass", lambda base, experts: mass.merge(base, experts, basis=basis))
+
+
+def beyond_half(base, experts) -> Merged:
+    """Like Twin-Merging: a shared model beside which each expert has low-rank parts of another direction."""
+    shared = {name: base[name] + sum(e[name] - base[name] for e in experts.values()) / 2 for name in base}
+    parts = {t: {name: expert[name] - shared[name] for name in base} for t, expert in experts.items()}
+    matrices = [name for name in base if base[name].dim() == 2]
+    return Merged(shared, {t: own | {name: svd(own[name], 2, basis) for name in matrices} for t, own in parts.items()})
+
+
+TWIN = Method("twin", "twin", beyond_half)
+
+
+def asked(method: Method, source: str, layer: int | None, **use) -> Setting:
+    """A run whose router asks the experts."""
+    return Setting(
+        method, "router", Recipe(Features(source, layer, "mean", 0, None), Least(1.0), Use(**USE | use)), None
+    )
 
 
 @pytest.fixture
@@ -105,11 +125,6 @@ def test_entropies_are_those_of_whole_experts_under_the_tasks_head(tiny, family,
             assert found[row, place].item() == pytest.approx(-sum(p * p.log()).item(), abs=1e-6)
 
 
-def test_a_regression_has_no_entropy(tiny):
-    with pytest.raises(Mistake, match="not defined for task size, a regression"):
-        entropies(tiny, "size", "test", rows=None)
-
-
 def test_the_least_answer_has_the_largest_weight():
     answers = torch.tensor([[0.1, 0.7, 0.3], [2.0, 1.0, 1.0]])
     soft = Router(Least(1.0).ready(), Use(**USE))(answers)
@@ -141,22 +156,99 @@ def test_dawin_gives_back_the_expert_and_task_arithmetic(tiny):
         dawin.merge(base, experts, scaling=float("nan"))
 
 
+def test_each_row_goes_where_its_own_merge_and_its_own_layer_leave_least(tiny):
+    """On one bench, which remembers: methods and layers whose answers differ, one after the other."""
+    found = []
+    for method, layer in ((MASS, 0), (MASS, 1), (TWIN, 0), (TWIN, 1), (MASS, 0)):
+        made = method.merge(dict(tiny.suite.base.items()), {t: dict(e.items()) for t, e in tiny.suite.experts.items()})
+        wanted = torch.cat([residuals(tiny, made.exclusive, t, "test", layer=layer, rows=None) for t in CLASSES])
+        weights = torch.cat([applied(tiny, asked(method, "residuals", layer, top_k=1), t, "test") for t in CLASSES])
+        assert torch.equal(weights.argmax(1), wanted.argmin(1)) and (weights.amax(1) == 1).all()
+        found.append(torch.cat([applied(tiny, asked(method, "residuals", layer), t, "test") for t in CLASSES]))
+        torch.testing.assert_close(found[-1], torch.softmax(-wanted, 1))
+    assert all(not torch.equal(one, other) for n, one in enumerate(found[:4]) for other in found[:n])
+
+
+def test_the_surer_an_expert_the_larger_its_weight(tiny):
+    for task in NAMED:
+        wanted = torch.softmax(-entropies(tiny, task, "test", rows=None), 1)
+        torch.testing.assert_close(applied(tiny, asked(DAWIN, "entropies", None), task, "test"), wanted)
+        torch.testing.assert_close(torch.softmax(-entropies(tiny, task, "test", rows=3), 1), wanted[:3])
+
+
+def test_blocks_behind_the_one_that_is_read_do_not_run(tiny):
+    """The second of two blocks has nothing to say to a router that reads the first one's input."""
+    ran = []
+    hooks = [
+        block.register_forward_pre_hook(lambda *_, n=n: ran.append(n))
+        for n, block in enumerate(tiny.module.encoder.layer)
+    ]
+    residuals(tiny, low_rank(tiny.suite, 3), "letters", "test", layer=0, rows=4)
+    assert set(ran) == {0}
+    residuals(tiny, low_rank(tiny.suite, 3), "letters", "test", layer=None, rows=4)
+    assert set(ran) == {0, 1}
+    for hook in hooks:
+        hook.remove()
+
+
 def test_whole_experts_are_stored_unless_dense_parts_give_them_back(tiny):
-    """The file of a router of entropies has the experts' tensors that the merge cut to a rank."""
-    features, use = Features("entropies", None, "mean", 0, None), Use(**USE)
-    for method, whole in ((DAWIN, False), (MASS, True)):
-        setting = Setting(method, "router", Recipe(features, Least(1.0), use), None)
-        router, _ = learned(tiny, setting)
-        found = router_bytes(tiny, setting, router, tiny.suite.base)
-        matrices = [name for name in tiny.suite.base if tiny.suite.base[name].dim() > 1]
-        wanted = sum(
-            state[name].nbytes
-            for state in tiny.suite.experts.values()
-            for name in matrices
-            if not torch.equal(state[name], tiny.suite.base[name])
-        )
-        assert wanted > 0
-        assert (0.98 * wanted < found < 1.1 * wanted + 10_000) if whole else found < 200
+    """A router of entropies keeps the experts' tensors that the merge cut to a rank or that it holds no part of."""
+    few = Method("few", "few", lambda base, experts: Merged(base, {t: {} for t in experts}))
+    for method in (DAWIN, MASS, few):
+        setting = asked(method, "entropies", None)
+        found = router_bytes(tiny, setting, learned(tiny, setting)[0], tiny.suite.base)
+        wanted = 0
+        for state in tiny.suite.experts.values():
+            cut = {
+                n: t
+                for n, t in state.items()
+                if not torch.equal(t, tiny.suite.base[n]) and (method is few or t.dim() > 1)
+            }
+            wanted += stored_bytes(cut)
+        assert wanted > 10_000
+        assert found == (0 if method is DAWIN else wanted) + stored_bytes({})
+
+
+@pytest.mark.parametrize("layer", [0, None])
+def test_the_base_that_residuals_go_through_is_stored_beside_another_shared_model(tiny, layer):
+    """The embeddings and the blocks before the one that is read, where the shared model has other weights there."""
+    setting = asked(TWIN, "residuals", layer)
+    base, experts = dict(tiny.suite.base.items()), {t: dict(e.items()) for t, e in tiny.suite.experts.items()}
+    shared = TWIN.merge(base, experts).shared
+    read = read_names(tiny.module, 0 if layer == 0 else 1)
+    beside = {f"base.{name}": base[name] for name in base if name in read and not torch.equal(base[name], shared[name])}
+    assert len(beside) > 3
+    assert router_bytes(tiny, setting, learned(tiny, setting)[0], shared) == stored_bytes(beside)
+
+
+def test_a_setting_that_would_do_nothing_or_cannot_be_is_refused():
+    use, mlp = Use(**USE), recipe().model
+    Recipe(Features("residuals", 1, "mean", 0, None), mlp, use)  # rows may train a model on what the experts say
+    for features, words in (
+        (("base", 1, "mean", 0, None), "source must be residuals or entropies"),
+        (("residuals", 1, "first", 0, None), "pool must be mean where"),
+        (("entropies", 1, "mean", 0, None), "layer must be null where"),
+        (("residuals", 1, "mean", 64, None), "characters must be 0"),
+        (("residuals", 1, "mean", 0, 1000), "rows must be null"),
+    ):
+        with pytest.raises(Mistake, match=rf"router\.features\.{words}"):
+            Recipe(Features(*features), Least(1.0), use)
+
+
+def test_a_model_that_inherits_its_fit_still_learns(tmp_path, monkeypatch):
+    (tmp_path / "mymodel.py").write_text(
+        "from dataclasses import dataclass\nfrom twinbench.routing.prototypes import Prototypes\n\n\n"
+        "@dataclass(frozen=True)\nclass Mine(Prototypes):\n    temperature: float | None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert learns("mymodel.Mine") and learns("twinbench.routing.mlp.Mlp")
+    assert not learns("twinbench.routing.least.Least")
+
+
+def test_rows_whose_labels_tell_the_costs_of_routes_are_not_scored(family, tmp_path):
+    more = ("method=mass", "router=mass", "router.features.layer=1", "router.use.minimum_risk=true")
+    with pytest.raises(Mistake, match="scores the rows whose labels tell"):
+        run(composed(family / "conf", tmp_path, *more, "split=validation"))
 
 
 def test_no_rows_train_the_router_of_mass(family, tmp_path):
@@ -177,9 +269,8 @@ def test_dawin_runs_where_all_tasks_have_classes(family, tmp_path):
     assert {row["task"] for row in rows} == set(NAMED) and {row["reads"] for row in rows} == {"nothing"}
     with pytest.raises(Mistake, match="under the known task's head, and protocol=blind knows no task"):
         run(composed(family / "conf", tmp_path, *more, "protocol=blind"))
-    assert run(composed(family / "conf", tmp_path, *more)).status == "failed"
-    (failed,) = rows_of(tmp_path, status="failed")
-    assert "not defined for task size, a regression" in failed["error"]
+    with pytest.raises(Mistake, match=r"and size has no classes there: leave it out with suite\.only"):
+        run(composed(family / "conf", tmp_path, *more))
 
 
 def test_a_set_of_the_family_has_different_answers(tiny):

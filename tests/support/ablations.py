@@ -128,12 +128,15 @@ def tasks() -> tuple[str, list[str]]:
 
     methods = ("twin_merging", "task_arithmetic", "ties", "pretrained")
     lines = [[f"`{method}`", *(cell(method, count) for count in counts)] for method in methods]
-    found = [pd.read_csv(path).set_index("method") for path in sorted((REPORTS / report).glob("strict_*normalized.csv"))]
-    below = [scores.loc[["task_arithmetic", "ties"], "difference_high"].max() for scores in found]
+    found = [
+        pd.read_csv(path).set_index("method") for path in sorted((REPORTS / report).glob("strict_*normalized.csv"))
+    ]
+    highs = [scores.loc[["task_arithmetic", "ties"], "difference_high"].max() for scores in found]
+    below = sum(high < 0 for high in highs)
     twin, plain = (rows.loc[method, counts[0]] - rows.loc[method, counts[-1]] for method in methods[:2])
     least, most = (rows.loc["task_arithmetic", f"4 tasks_{end}"] for end in ("low", "high"))
     said = [
-        f"In {sum(high < 0 for high in below)} of the {len(below)} subsets Twin-Merging is above Task Arithmetic and TIES",
+        f"In {below} of the {len(found)} subsets Twin-Merging is above Task Arithmetic and TIES",
         f"from two tasks to eight Twin-Merging loses {twin:.1f} points and Task Arithmetic {plain:.1f}",
         f"of four tasks Task Arithmetic keeps {least:.1f} in one subset and {most:.1f} in another",
     ]
@@ -162,6 +165,31 @@ def unseen() -> tuple[str, list[str]]:
     lines += [[f"`{m}`", *(cell(m, column) for column in sets.values()), average(m)] for m in methods]
     said = [f"the plain average adds {average('average')} points"]
     return markdown(["features of", *sets, "average"], lines), said
+
+
+def second() -> tuple[str, list[str]]:
+    """The main table's rows with experts of another training seed, over the tasks that are alive in both sets."""
+    reports = "glue_minilm", "glue_minilm_second"
+    scores = [table(report, NAME) for report in reports]
+    alive = [table(report, "strict_bfloat16_living")["expert is"] != "dead" for report in reports]
+    tasks = [task for task in alive[0].index if alive[0][task] and alive[1][task]]
+    twin = "twin_merging (rank_ratio=0.1, method@shared=task_arithmetic, router={})"
+    plain = ("regmean", "smile", "dare", "dare_ties", "task_arithmetic", "ties", "average", "pretrained")
+    rows = {twin.format("oracle"): "twin_merging (router=oracle)", "tall_masks": "tall_masks"}
+    rows |= {twin.format("text"): "twin_merging (router=text)", "emr": "emr"}
+    rows |= {twin.format("mlp, router.rows=null"): "twin_merging (router=mlp)"} | {name: name for name in plain}
+    moved = {}
+
+    def line(first: str, name: str) -> list[str]:
+        before, after = (found.loc[label, tasks].mean() for found, label in zip(scores, (first, name), strict=True))
+        moved[name] = after - before
+        row = scores[0].loc[first]
+        low, high = (f"{row[end]:.1f}" for end in ("average_low", "average_high"))
+        return [f"`{name}`", f"{before:.1f}", f"{low} to {high}", f"{after:.1f}", f"{after - before:+.1f}"]
+
+    lines = [line(first, name) for first, name in rows.items()]
+    assert list(alive[0]) == list(alive[1]), "the interval is of the tasks of living experts"
+    return markdown(["method", "first set", "its 95 % interval", "second set", "second - first"], lines), []
 
 
 def untouched(report: str, reference: str, rows: list[str], tasks: list[str]) -> list[str]:

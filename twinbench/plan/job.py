@@ -286,9 +286,10 @@ def _router(config: Mapping) -> dict:
     if config["split"] == "validation" and asked["features"]["rows"] is None and _learns(asked):
         said = "split=validation scores the rows that this router is trained on"
         raise Mistake(f"{said}; train it on others: router.features.rows=1000")
-    if asked["features"]["source"] == "entropies" and not PROTOCOLS[config["protocol"]].knows_task:
-        said = "router.features.source=entropies runs every expert under the known task's head"
-        raise Mistake(f"{said}, and protocol={config['protocol']} knows no task; use {NORMALIZER}")
+    if config["split"] == "validation" and asked["use"]["minimum_risk"]:
+        raise Mistake("split=validation scores the rows whose labels tell router.use.minimum_risk what a route costs")
+    if asked["features"]["source"] == "entropies":
+        _check_entropies(config)
     if asked["features"]["pool"] == "content" and workload(config["suite"]).LOADED:
         raise Mistake("router.features.pool=content reads what a prompt is about, and these tasks have no prompts")
     return {**asked["features"], **model, **asked["use"]}
@@ -329,6 +330,18 @@ def _check_protocol(config: Mapping, method: str, known: bool) -> None:
     if unseen and (known or protocol.needs_expert):
         what = f"method={method} goes by the known task" if known else f"protocol={config['protocol']}"
         raise Mistake(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under {NORMALIZER}")
+
+
+def _check_entropies(config: Mapping) -> None:
+    """Find what leaves the entropies of the experts' predictions undefined."""
+    suite, what = config["suite"], "router.features.source=entropies runs every expert under the known task's head"
+    if not workload(suite).HEADS:
+        raise Mistake(f"{what}, and these experts have no heads; choose another router")
+    if not PROTOCOLS[config["protocol"]].knows_task:
+        raise Mistake(f"{what}, and protocol={config['protocol']} knows no task; use {NORMALIZER}")
+    without = [name for name, task in suite["tasks"].items() if task.get("classes") is None or task.get("probe")]
+    if without:
+        raise Mistake(f"{what}, and {', '.join(without)} has no classes there: leave it out with suite.only")
 
 
 def _check_risk(config: Mapping) -> None:

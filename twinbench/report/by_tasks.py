@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from twinbench.protocol import PROTOCOLS
 from twinbench.report import plots
-from twinbench.report.blocks import Block
+from twinbench.report.blocks import Block, Row
 from twinbench.report.section import Section
 
 TITLE = "Average normalized score by the number of tasks"
@@ -31,13 +31,12 @@ def sections(scored: list[tuple[Block, pd.DataFrame]], name: str, marks: plots.S
             continue
         parts = [suite, protocol] + [part for part in (split, precision) if part not in ("test", "float32")]
         parts += ["adapted"] if adapted else []
-        methods = {row.label: row.method for block, _ in group for row in block.rows}
-        words = f"{suite}: by the number of tasks"
-        section = Section(
-            words, PROTOCOLS[protocol].sentence, "_".join([SLUG, *parts]), False, {SLUG: table(found)}, [], {}
-        )
-        picture = plots.render(_draw(found, methods, marks, f"{name}, {protocol}."), section.file(SLUG))
-        section.figures[SLUG] = picture
+        methods = {name: row.method for block, _ in group for name, row in _named(block, group)}
+        words, sentence = f"{suite}: by the number of tasks", PROTOCOLS[protocol].sentence
+        made, notes = {SLUG: table(found)}, _differing(group, set(found["method"]))
+        section = Section(words, sentence, "_".join([SLUG, *parts]), False, made, notes, {})
+        picture = _draw(found, methods, marks, f"{name}, {protocol}.")
+        section.figures[SLUG] = plots.render(picture, section.file(SLUG))
         yield section
 
 
@@ -45,14 +44,15 @@ def points(group: list[tuple[Block, pd.DataFrame]]) -> pd.DataFrame:
     """The averages of one way of scoring, by the number of tasks: the best method first.
 
     Returns:
-        Columns method, tasks (their number), average (over the subsets of that many tasks that have one), average_low
-        and average_high (of the lowest and the highest subset). Methods of two numbers or more.
+        Columns method (the row's name in its own table), tasks (their number), average (over the subsets of that many
+        tasks that have one), average_low and average_high (of the lowest and the highest subset). Names of two numbers
+        or more; a name that is told the task in one place and not in another is two.
     """
     lines = []
     for block, scores in group:
-        count = len({task for task, _ in block.columns})
-        for method, average in zip(scores["method"], scores["average"], strict=True):
-            lines.append({"method": method, "tasks": count, "average": average})
+        averages = scores.set_index("method")["average"]
+        for name, row in _named(block, group):
+            lines.append({"method": name, "tasks": _count(block), "average": averages[row.label]})
     found = pd.DataFrame(lines, columns=["method", "tasks", "average"]).dropna()
     grouped = found.groupby(["method", "tasks"], sort=False)["average"]
     whole = grouped.agg(average="mean", average_low="min", average_high="max").reset_index()
@@ -71,6 +71,34 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
         for end in ("low", "high"):
             wide[f"{count} tasks_{end}"] = rows[f"average_{end}"].where(several).to_numpy()
     return wide
+
+
+def _named(block: Block, group: list[tuple[Block, pd.DataFrame]]) -> Iterator[tuple[str, Row]]:
+    """A block's rows, with names under which rows of other blocks may stand beside them."""
+    oracle, asked = ({r.label for other, _ in group for r in other.rows if r.oracle is kind} for kind in (True, False))
+    for row in block.rows:
+        told = row.oracle and row.label in oracle & asked
+        yield f"{row.label}, told the task" if told else row.label, row
+
+
+def _differing(group: list[tuple[Block, pd.DataFrame]], shown: set[str]) -> list[str]:
+    """A sentence per name whose settings are not the same everywhere: what they are for which number of tasks."""
+    found: dict[str, dict[str, dict[int, None]]] = {}
+    for block, _ in sorted(group, key=lambda pair: _count(pair[0])):
+        for name, row in _named(block, group):
+            if name in shown:
+                words = ", ".join(f"{key}={value}" for key, value in row.settings.items())
+                found.setdefault(name, {}).setdefault(words, {})[_count(block)] = None
+    sentences = []
+    for name, ways in found.items():
+        if len(ways) > 1:
+            each = (f"{words} for {' and '.join(map(str, counts))} tasks" for words, counts in ways.items())
+            sentences.append(f"The settings of {name} differ: {'; '.join(each)}.")
+    return sentences
+
+
+def _count(block: Block) -> int:
+    return len({task for task, _ in block.columns})
 
 
 def _draw(found: pd.DataFrame, methods: Mapping[str, str], marks: plots.Styles, where: str) -> Figure:

@@ -35,7 +35,7 @@ TABLES = (
         "tasks",
         "Average normalized score by the number of tasks (%)",
         "Over the tasks of living experts. Of several subsets with as many tasks: the mean, and from the lowest to "
-        "the highest. Each subset's own table stands below.",
+        "the highest. Rows at one number alone are left out; each subset's own table stands below.",
         spans,
     ),
     Table(

@@ -35,12 +35,11 @@ def document(suite: str, sections: list[Section], tables: Sequence[Table], cavea
             main = False
             lines += [f"# {OLDER}", ""]
         lines += [f"## {_plain(section.heading)}", "", section.sentence, ""]
-        for table in tables:
-            if table.name in section.tables:
-                cells = table.cells(section.tables[table.name])
-                lines += [f"### {table.title}", "", table.caption, "", markdown(cells)]
-            if table.name in ("normalized", "origins"):
-                lines += [f"{_plain(note)}\n" for note in section.notes]
+        notes = [f"{_plain(note)}\n" for note in section.notes]
+        for table in (table for table in tables if table.name in section.tables):
+            cells = table.cells(section.tables[table.name])
+            lines += [f"### {table.title}", "", table.caption, "", markdown(cells), *notes]
+            notes = []  # they stand below a section's first table
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

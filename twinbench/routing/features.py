@@ -75,7 +75,7 @@ def hidden_states(
         column[mask.bool()] = torch.tensor([c for at in chosen for c in columns[at]], device=mask.device)
         return torch.cat([_mean(hidden, column == which) for which in (0, 1)], 1)
 
-    with _first_layers(module, layer):
+    with first_layers(module, layer):
         return in_batches(bench, pooled, task, split, list(range(count)), content=pool == "content")
 
 
@@ -117,7 +117,7 @@ def read_names(module: nn.Module, layer: int | None) -> set[str]:
     Raises:
         ValueError: the module has no such layer.
     """
-    with _first_layers(module, layer):
+    with first_layers(module, layer):
         read = {id(tensor) for tensor in module.base_model.state_dict(keep_vars=True).values()}
     own = module.state_dict(keep_vars=True).items()
     return {name for name, tensor in own if id(tensor) in read and not in_pooler(name)}
@@ -162,7 +162,7 @@ def layers_of(module: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
 
 
 @contextmanager
-def _first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
+def first_layers(module: nn.Module, count: int | None) -> Iterator[None]:
     """Let a module end after so many of its layers."""
     if count is None:
         yield

@@ -13,7 +13,7 @@ from twinbench.merging.method import Method
 from twinbench.routing.attach import attach
 from twinbench.routing.base_states import base_states
 from twinbench.routing.features import characters, encodings, hidden_states, read_names
-from twinbench.routing.of_experts import entropies, residuals
+from twinbench.routing.of_experts import blocks_before, entropies, residuals
 from twinbench.routing.recipe import ENTROPIES, RESIDUALS, Recipe
 from twinbench.routing.router import Router, grouped
 from twinbench.system.mistakes import Mistake
@@ -69,24 +69,32 @@ def router_bytes(bench: Workbench, setting: Setting, router: Router, shared: Map
     """
     reads, suite, beside = setting.router.features, bench.suite, {}
     if reads.source == ENTROPIES:
-        beside = _whole_experts(bench, setting, shared)
-    elif reads.source and not suite.factored:
-        read = read_names(bench.module, reads.layer)
+        return stored_bytes(router.stored()) + _whole_experts(bench, setting, shared)
+    if reads.source and not suite.factored:
+        read = read_names(bench.module, _layers_read(bench, setting))
         for name in (name for name in suite.base if name in read):
             stored = name in shared and (reads.source == "shared" or torch.equal(shared[name], suite.base[name]))
             beside |= {} if stored else {f"base.{name}": suite.base[name]}
     return stored_bytes(router.stored() | beside)
 
 
-def _whole_experts(bench: Workbench, setting: Setting, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of whole experts that a merge does not store: it stores those that a dense part gives back."""
-    found = {}
+def _layers_read(bench: Workbench, setting: Setting) -> int | None:
+    """How many of the base's layers the router's features go through; None is all."""
+    reads = setting.router.features
+    return blocks_before(bench.module, reads.layer) if reads.source == RESIDUALS else reads.layer
+
+
+def _whole_experts(bench: Workbench, setting: Setting, shared: Mapping[str, Tensor]) -> int:
+    """Bytes of what whole experts have beyond a merge: of all tensors but those that a dense part gives back."""
+    size = 0
     for expert, parts in _made(bench, setting).exclusive.items():
+        lacking = {}
         for name, tensor in bench.suite.experts[expert].items():
             part = parts.get(name)
-            known = kind(part) == "dense" if part is not None else torch.equal(tensor, shared.get(name, tensor + 1))
-            found |= {} if known else {f"{expert}.{name}": tensor}
-    return found
+            same = name in shared and torch.equal(tensor, shared[name])
+            lacking |= {} if (same if part is None else kind(part) == "dense") else {name: tensor}
+        size += stored_bytes(lacking) if lacking else 0
+    return size
 
 
 def applied(bench: Workbench, setting: Setting, task: str, split: str) -> Tensor | None:
@@ -119,7 +127,7 @@ def _read(setting: Setting) -> tuple[Method | None, bool]:
 
 
 def _fitted(bench: Workbench, setting: Setting):
-    if not hasattr(setting.router.model, "fit"):
+    if hasattr(setting.router.model, "ready"):
         return setting.router.model.ready(), 0.0
     device, seconds = bench.module.device, 0.0
     train, held_out = ([], []), ([], [])

@@ -2,11 +2,11 @@
 
 - ``residuals``: how much of a row lies beyond an expert's directions. With x the mean over the row's tokens of what the
   first linear layer of a block reads, and V the right singular vectors that the merge keeps of an expert's change of
-  that layer, ``r_e(x) = || x - V_e V_e^T x ||_2`` ("MASS: MoErging through Adaptive Subspace Selection", Crisostomi et
-  al., 2025, arXiv 2504.05342).
+  that layer, ``r_e(x) = || x - V_e V_e^T x ||_2``. Later blocks do not run. "MASS: MoErging through Adaptive Subspace
+  Selection", Crisostomi et al., 2025, arXiv 2504.05342.
 - ``entropies``: how unsure a whole expert is, under the head of the known task: ``H_e(x) = -sum_y p_e(y|x) log
-  p_e(y|x)`` ("DaWin: Training-free Dynamic Weight Interpolation for Robust Adaptation", Oh et al., ICLR 2025,
-  arXiv 2410.03782). Every expert runs on every row.
+  p_e(y|x)``. Every expert runs on every row. "DaWin: Training-free Dynamic Weight Interpolation for Robust Adaptation",
+  Oh et al., ICLR 2025, arXiv 2410.03782.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from twinbench.merging.merged import Parts
-from twinbench.routing.features import in_batches, layers_of
+from twinbench.routing.features import first_layers, in_batches, layers_of
 from twinbench.system.mistakes import Mistake
 from twinbench.weights.parts import LowRank
 from twinbench.workbench import Workbench
@@ -39,53 +39,60 @@ def residuals(
         ValueError: there is no such block, or an expert's part of that layer is not low-rank.
     """
     module, count = bench.module, len(bench.suite.tasks[task].splits[split])
-    inputs: list[tuple[str, Tensor]] = []  # of the block's linear layers, in the order in which they run
+    place = blocks_before(module, layer)
+    own = set(layers_of(module)[2][place].modules())
+    first: list[tuple[str, Tensor]] = []  # the block's first linear layer, and what it reads
     bases: list[Tensor] = []
 
+    def watched(name: str):
+        return lambda _, given: None if first else first.append((name, given[0]))
+
     def distances(batch: dict, _) -> Tensor:
-        inputs.clear()
+        first.clear()
         module.base_model(**batch)
-        name, tokens = inputs[0]
+        ((name, tokens),) = first
         if not bases:
-            bases.extend(_directions(exclusive, name, tokens.shape[-1], module.device))
-        mask = batch["attention_mask"][..., None].float()
+            bases.extend(_directions(exclusive, name, tokens.shape[-1], tokens.device))
+        mask = batch["attention_mask"][..., None].to(tokens.device).float()
         x = (tokens.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
         return torch.stack([(x - x @ basis @ basis.T).norm(dim=1) for basis in bases], 1)
 
-    def watched(name: str):
-        return lambda _, given: inputs.append((name, given[0]))
-
-    own = set(_block(module, layer).modules())
     linear = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear) and part in own}
     hooks = [part.register_forward_pre_hook(watched(f"{name}.weight")) for name, part in linear.items()]
+    chosen = list(range(count if rows is None else min(rows, count)))
+    held = bench.holding(None if bench.suite.factored else dict(bench.suite.base.items()))
     try:
-        with bench.holding(None if bench.suite.factored else dict(bench.suite.base.items())):
-            return in_batches(bench, distances, task, split, list(range(count if rows is None else min(rows, count))))
+        with held, first_layers(module, place + 1):
+            return in_batches(bench, distances, task, split, chosen)
     finally:
         for hook in hooks:
             hook.remove()
 
 
+def blocks_before(module: nn.Module, layer: int | None) -> int:
+    """How many blocks run before the one whose input is read.
+
+    Raises:
+        ValueError: there is no such block.
+    """
+    count = len(layers_of(module)[2])
+    if layer is not None and not 0 <= layer < count:
+        raise Mistake(f"router.features.layer must be in [0, {count - 1}] or null, got {layer}")
+    return count - 1 if layer is None else layer
+
+
 @torch.inference_mode()
 def entropies(bench: Workbench, task: str, split: str, *, rows: int | None) -> Tensor:
-    """How unsure each expert's prediction is under the task's head, in nats.
+    """How unsure each expert's prediction is under the head of the task, which has classes, in nats.
 
     Args:
         rows: the first so many of the split; None is all.
 
     Returns:
         (n, experts), float32 on the CPU.
-
-    Raises:
-        ValueError: the task is a regression, or the suite's models do not list their predictions.
     """
-    suite, what = bench.suite, "router.features.source=entropies"
-    spec = suite.tasks[task]
-    if suite.factored or not hasattr(suite.workload, "log_likelihoods") or not hasattr(spec, "classes"):
-        raise Mistake(f"{what} is not defined for the models of suite {suite.name}; choose another router")
-    if spec.classes is None:
-        raise Mistake(f"{what} is not defined for task {task}, a regression: leave it out with suite.only")
-    count, found = len(spec.splits[split]), []
+    suite, spec, found = bench.suite, bench.suite.tasks[task], []
+    count = len(spec.splits[split])
     chosen = list(range(count if rows is None else min(rows, count)))
     for expert in suite.experts.values():
         with bench.holding(dict(expert.items())):
@@ -97,13 +104,6 @@ def entropies(bench: Workbench, task: str, split: str, *, rows: int | None) -> T
 
             found.append(in_batches(bench, unsure, task, split, chosen))
     return torch.cat(found, 1)
-
-
-def _block(module: nn.Module, layer: int | None) -> nn.Module:
-    _, _, layers = layers_of(module)
-    if layer is not None and not 0 <= layer < len(layers):
-        raise Mistake(f"router.features.layer must be in [0, {len(layers) - 1}] or null, got {layer}")
-    return layers[-1 if layer is None else layer]
 
 
 def _directions(exclusive: Mapping[str, Parts], name: str, width: int, device: torch.device) -> list[Tensor]:

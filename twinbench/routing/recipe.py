@@ -100,7 +100,7 @@ class Fitted(Protocol):
 class Model(Protocol):
     """What a router's ``model`` leaf makes: settings that can be fitted.
 
-    One that learns from no rows has no ``fit``, and ``ready() -> Fitted`` in its place.
+    One that learns from no rows has ``ready() -> Fitted`` in the place of ``fit``.
     """
 
     def fit(self, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], seed: int | None) -> nn.Module:
@@ -123,6 +123,17 @@ class Recipe:
     use: Use
 
     def __post_init__(self):
+        said, ready = self.features.source in (RESIDUALS, ENTROPIES), hasattr(self.model, "ready")
+        given = self.features
+        checked(
+            "features",
+            given,
+            source=(said or not ready, f"{RESIDUALS} or {ENTROPIES}, for a model that learns from no rows"),
+            pool=(given.pool == "mean" or not said, f"mean where router.features.source={given.source}"),
+            layer=(given.layer is None or given.source != ENTROPIES, f"null where router.features.source={ENTROPIES}"),
+            characters=(not given.characters or not ready, "0, for a model that learns from no rows"),
+            rows=(given.rows is None or not ready, "null, for a model that learns from no rows"),
+        )
         if self.use.minimum_risk and not getattr(self.model, "balanced", True):
             raise Mistake("router.use.minimum_risk must be false unless router.model.balanced is true, got true")
 
