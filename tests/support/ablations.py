@@ -1,8 +1,11 @@
 """The tables and figures of results/README.md on single questions, as their committed reports give them."""
 
+import json
+
 import numpy as np
 import pandas as pd
 
+from support.commands import ROOT
 from support.reports import REPORTS, kept, markdown, table
 from twinbench.records import store
 from twinbench.report import blocks, bootstrap, read
@@ -192,6 +195,32 @@ def second() -> tuple[str, list[str]]:
     return markdown(["method", "first set", "its 95 % interval", "second set", "second - first"], lines), []
 
 
+def bases() -> tuple[str, list[str]]:
+    """The paper's router on three bases: which task is a row of?"""
+    found = json.loads((ROOT / "results/studies/router_bases.json").read_text(encoding="utf-8"))["accuracy"]
+    words = {"minilm": "MiniLM-L6, a sentence encoder", "mpnet": "MPNet-base, a sentence encoder"}
+    words["smollm"] = "SmolLM2-135M, a language model"
+
+    def mean(base: str, layer: str) -> float:
+        return 100 * np.mean([*found[f"{base}, {layer}"].values()])
+
+    def ends(base: str, layer: str) -> str:
+        scores = {task: 100 * value for task, value in found[f"{base}, {layer}"].items()}
+        worst = min(scores, key=scores.get)
+        return f"{scores[worst]:.1f} {worst}"
+
+    lines = [[said, *(f"{mean(b, n):.1f}" for n in ("3", "last")), ends(b, "last")] for b, said in words.items()]
+    rows = {"sst2": 872, "mrpc": 408, "rte": 277}  # of the other tests the first 1,000
+    variances = [sum(v * (1 - v) / rows.get(task, 1000) for task, v in tasks.items()) for tasks in found.values()]
+    margin = 100 * 1.96 * max(variances) ** 0.5 / 8
+    last = [f"{mean(base, 'last'):.1f} %" for base in ("smollm", "minilm")]
+    said = [
+        f"SmolLM2's last layer finds {last[0]} of the routes, MiniLM's {last[1]}",
+        f"each mean is known to {margin:.1f} points either way (95 %)",
+    ]
+    return markdown(["base", "third layer", "last layer", "worst task, last layer"], lines), said
+
+
 def untouched(report: str, reference: str, rows: list[str], tasks: list[str]) -> list[str]:
     """Differences of rows to a reference, averaged over some tasks of a suite alone, each with its interval."""
     results = REPORTS.parent
@@ -229,4 +258,4 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
-ABLATIONS = compression, shared, protocols, router, tasks, unseen, official
+ABLATIONS = compression, shared, protocols, router, bases, tasks, unseen, official
