@@ -202,6 +202,8 @@ def test_a_search_shows_the_best_setting_of_each_method_and_draws_no_other(tmp_p
     found, scores = (table(tmp_path, name) for name in ("settings", "normalized"))
     assert found["best setting"].to_dict() == {"ties": "ties (density=0.2)", "average": "average"}
     assert found["settings tried"].to_dict() == {"ties": 3, "average": 1}
+    each = (1.5 + 4.0 + 2 * (0.5 + 2.0)) / 60  # of one run: to merge, to train a router, and of two tasks
+    assert found["minutes"].to_dict() == pytest.approx({"ties": 3 * each, "average": each})
     assert found.loc["ties", "average"] == scores.loc["ties (density=0.2)", "average"]
     assert found.loc["ties", "worst setting's average"] == scores.loc["ties (density=0.1)", "average"]
     folder = make(tmp_path, suite="toy")["folder"]

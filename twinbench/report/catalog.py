@@ -53,7 +53,8 @@ TABLES = (
         "settings",
         "The best setting of each method on held-out rows (%)",
         "Normalized average of a method's best and of its worst setting. The distance is what choosing is worth. These "
-        "numbers have chosen settings, so they are too good for the best ones; the test says what a method is worth.",
+        "numbers have chosen settings, so they are too good for the best ones; the test says what a method is worth. "
+        "Minutes: to merge, route and score all its settings, whatever else the machine did.",
         rounded(ONE),
     ),
     Table(

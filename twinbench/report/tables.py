@@ -88,15 +88,20 @@ def normalized(block: Block, draws: bootstrap.Draws, reference: str, experts: li
 
 
 def settings(block: Block, table: pd.DataFrame) -> pd.DataFrame:
-    """Of each method on held-out rows: its best setting, the average of that and of its worst, and how many there are.
+    """Of each method on held-out rows: its best setting, the average of that and of its worst, and what choosing cost.
 
-    Best method first. Empty for a block on test rows, which choose nothing.
+    Best method first. Empty for a block on test rows, which choose nothing. The minutes are those of all its settings:
+    to merge, to train routers, to route and to score, as far as they were measured.
     """
     methods = {row.label: row.method for row in block.rows}
+    minutes = {
+        row.label: sum(np.nansum(np.array(_seconds(run)[:4], float)) / 60 for run in row.runs) for row in block.rows
+    }
     ranked = table[(table["role"] == "") & table["average"].notna() & (block.split == "validation")]
     lines = [
         {"method": method, "best setting": own["method"].iloc[0], "average": own["average"].iloc[0]}
         | {"worst setting's average": own["average"].iloc[-1], "settings tried": len(own)}
+        | {"minutes": sum(minutes[label] for label in own["method"])}
         for method, own in ranked.groupby(ranked["method"].map(methods), sort=False)
     ]
     return pd.DataFrame(lines)
