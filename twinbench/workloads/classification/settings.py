@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from twinbench.system import source
 from twinbench.system.mistakes import Mistake, one_of
 
 if TYPE_CHECKING:  # it imports torch
@@ -10,6 +11,7 @@ if TYPE_CHECKING:  # it imports torch
 
 SPEC = "twinbench.workloads.classification.data.Spec"  # keys of a task
 RECIPE = "twinbench.workloads.classification.finetune.Recipe"  # keys of ``finetune``
+PROBE = "twinbench.workloads.classification.probe"  # its code fits a model, so it changes a number
 KEYS = ("head", "corrupted")  # of a suite, beside those that every suite has
 LOADED = True  # a task has ``data``, a function that reads its rows
 HEADS = True  # a task's head stands above what is merged
@@ -37,7 +39,7 @@ def task_identity(task: Mapping, *, training: bool) -> dict:
     Args:
         training: only what trains an expert counts.
     """
-    return {}
+    return {"probe": source.code(PROBE)} if task.get("probe") and not training else {}
 
 
 def needs(suite: Mapping, folders: Mapping) -> list[str]:
