@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from support.commands import ROOT
-from support.reports import REPORTS, kept, markdown, table
+from support.reports import REPORTS, TWIN, kept, markdown, table
 from twinbench.records import store
 from twinbench.report import blocks, bootstrap, read
 
@@ -191,8 +191,22 @@ def second() -> tuple[str, list[str]]:
         return [f"`{name}`", f"{before:.1f}", f"{low} to {high}", f"{after:.1f}", f"{after - before:+.1f}"]
 
     lines = [line(first, name) for first, name in rows.items()]
+    said = {"ties": "TIES", "pretrained": "the base"}
+    outside = [
+        f"{said.get(name, name)} ({moved[name]:+.1f})"
+        for first, name in rows.items()
+        if not scores[0].loc[first, "average_low"]
+        <= scores[1].loc[name, "average"]
+        <= scores[0].loc[first, "average_high"]
+    ]
+    twin = max(abs(moved[f"twin_merging (router={router})"]) for router in ("oracle", "text"))
+    said = [
+        f"{' and '.join(outside)} leave the interval of the first set",
+        f"told the task or with its text router Twin-Merging moves by at most {twin:.1f}",
+        f"the largest step of a static merge is {max(abs(moved[name]) for name in plain[2:7]):.1f}",
+    ]
     assert list(alive[0]) == list(alive[1]), "the interval is of the tasks of living experts"
-    return markdown(["method", "first set", "its 95 % interval", "second set", "second - first"], lines), []
+    return markdown(["method", "first set", "its 95 % interval", "second set", "second - first"], lines), said
 
 
 def bases() -> tuple[str, list[str]]:
@@ -219,6 +233,21 @@ def bases() -> tuple[str, list[str]]:
         f"each mean is known to {margin:.1f} points either way (95 %)",
     ]
     return markdown(["base", "third layer", "last layer", "worst task, last layer"], lines), said
+
+
+def whole() -> tuple[str, list[str]]:
+    """The final rows on MPNet-base, on whole validation sets beside their first 1,000 rows."""
+    first, report = "glue_mpnet", "glue_mpnet_whole"
+    rows = {"individual": "individual"} | {TWIN.format(r): f"twin_merging (router={r})" for r in ("oracle", "text")}
+    rows |= {name: name for name in ("ties", "task_arithmetic", "pretrained")}
+    found = table(report, NAME)
+
+    def line(before: str, label: str) -> list[str]:
+        tasks = [f"{found.loc[label, task]:.1f}" for task in ("stsb", "qqp", "mnli", "qnli")]
+        return [f"`{label}`", kept(before, first, NAME), kept(label, report, NAME), *tasks]
+
+    heads = ["method", "first 1,000 rows", "whole sets", "STS-B", "QQP", "MNLI", "QNLI"]
+    return markdown(heads, [line(*row) for row in rows.items()]), []
 
 
 def untouched(report: str, reference: str, rows: list[str], tasks: list[str]) -> list[str]:
@@ -258,4 +287,4 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
-ABLATIONS = compression, shared, protocols, router, bases, tasks, unseen, official
+ABLATIONS = second, compression, shared, protocols, router, bases, tasks, unseen, official
