@@ -149,7 +149,7 @@ def tasks() -> tuple[str, list[str]]:
 def unseen() -> tuple[str, list[str]]:
     """Linear probes on merged features, for tasks without an expert."""
     report = "glue_minilm_probe"
-    raw, more = table(report, "strict_raw"), table(report, "strict_unseen")
+    raw, more = table(report, "strict_bfloat16_raw"), table(report, "strict_bfloat16_unseen")
     sets = {f"{name}, {rows} rows": f"{key}_{rows}" for key, name in UNSEEN.items() for rows in (200, 1000)}
     sets |= {"WNLI, 200 rows": "wnli_200"}
 
