@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from twinbench.report.cells import differences, living, normalized, rounded, spans
+from twinbench.report.cells import differences, living, losses, normalized, rounded, spans
 
 LEADERBOARD, EXPERTS = "leaderboard.md", "experts.md"
 ONE = "{:.1f}".format
@@ -78,6 +78,14 @@ TABLES = (
         "that is equal to it otherwise: the same router settings and bytes of exclusive parts. * marks a paired "
         "95 % bootstrap interval over the scored examples without 0; the CSV has all intervals.",
         differences,
+    ),
+    Table(
+        "losses",
+        "Where a routed method loses (percentage points)",
+        "Lost to the route: the same method told the task, minus the row. Lost to the parts: the experts, minus the "
+        "method told the task. Without parts: the average of the model that the parts are added to. Intervals: paired "
+        "bootstrap over the scored examples and the seeds; they are not corrected for the rows of the table.",
+        losses,
     ),
     Table(
         "unseen",

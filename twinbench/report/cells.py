@@ -79,6 +79,15 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells | {"p": _p(table)})
 
 
+def losses(table: pd.DataFrame) -> pd.DataFrame:
+    """What is kept and lost, each loss with its interval."""
+    cells = {"method": table["method"], "average": _column(table, "average")}
+    for name in ("lost to the route", "lost to the parts"):
+        cells[name] = _column(table, name, "{:+.1f}".format)
+        cells[f"{name}, 95 %"] = _ranges(table, name, "{:+.1f}")
+    return pd.DataFrame(cells | {"without parts": _column(table, "without parts")})
+
+
 def spans(table: pd.DataFrame) -> pd.DataFrame:
     """Each number with the ends of its span behind it, where it has one."""
     cells = {"method": table["method"]}

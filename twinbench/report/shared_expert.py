@@ -47,12 +47,12 @@ def _line(block: Block, draws: bootstrap.Draws, row: Row, without: Row, counted:
         sides = [bootstrap.averages(side.runs, block.individual, columns, draws) for side in (row, without)]
         if any(side is None for side in sides):
             return None
-        line[name] = _mean(block, row, columns) - _mean(block, without, columns)
+        line[name] = mean(block, row, columns) - mean(block, without, columns)
         line[f"{name}_low"], line[f"{name}_high"], p = bootstrap.paired(*sides)
     return line | {"p": p}
 
 
-def _mean(block: Block, row: Row, columns: list) -> float:
+def mean(block: Block, row: Row, columns: list) -> float:
     """The row's average normalized score over some columns, in percent."""
     tops, bottoms = (
         [np.mean([run.scores[column] for run in runs]) for column in columns] for runs in (row.runs, block.individual)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from twinbench.records.record import LOWER, ROUTED_TO, ROUTER_ACCURACY, UPPER
-from twinbench.report import bootstrap, literature, living, shared_expert, unseen
+from twinbench.report import bootstrap, literature, living, losses, shared_expert, unseen
 from twinbench.report.blocks import Block, Column, Row, Run, labels
 
 RATE = "s per 1000 rows"
@@ -23,7 +23,7 @@ def make(
     tried: Mapping[tuple[str, str], int],
 ) -> dict[str, pd.DataFrame]:
     """The block's tables that have lines: normalized, settings, living, raw, storage, time, router, secondary, experts,
-    shared, unseen, published, failed.
+    shared, losses, unseen, published, failed.
 
     Args:
         block: its rows, seeds still apart.
@@ -47,6 +47,7 @@ def make(
         "secondary": secondary(rows),
         "experts": experts(block),
         "shared": shared_expert.shared(block, draws, found.living),
+        "losses": losses.losses(block, draws, found.living),
         "unseen": unseen.unseen(block, draws),
         "published": literature.published(block, table),
         "failed": failed(block),
