@@ -101,3 +101,15 @@ def test_a_row_under_another_protocol_is_not_joined(tmp_path):
     add_run(tmp_path, "paper", "ties", guess(0.4), suite_id="all", protocol="paper")
     found = reported(tmp_path, [*one, best, "paper"])["tables"]["tasks_toy_strict_tasks"]
     assert set(found["method"]) == {"individual"}
+
+
+def test_a_method_that_lacks_a_subset_has_no_average_of_that_many(tmp_path):
+    """The subset that it ends in may be the easy one."""
+    runs = [*subset(tmp_path, "one", ["topic"], 0.9), *subset(tmp_path, "two", ["mood"], 0.5)]
+    runs += subset(tmp_path, "all", ["topic", "mood"], 0.4)
+    for tag, tasks in (("one", ["topic"]), ("all", ["topic", "mood"])):
+        said = {task: values for task, values in guess(0.9).items() if task in tasks}
+        add_run(tmp_path, f"{tag}della", "della", said, suite_id=tag)
+        runs.append(f"{tag}della")
+    found = reported(tmp_path, runs)["tables"]["tasks_toy_strict_tasks"]
+    assert set(found["method"]) == {"individual", "ties"}, "of two numbers it has one average alone"

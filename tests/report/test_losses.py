@@ -53,6 +53,13 @@ def test_what_was_not_run_is_empty_or_left_out(results):
     assert "Where a routed method loses" in text and np.isfinite(found["lost to the parts"]).all()
 
 
+def test_a_model_without_parts_that_lacks_a_task_has_no_average(results):
+    (results / "predictions" / "a2.parquet").unlink()
+    add_run(results, "a2", "task_arithmetic", {"topic": guess(0.5)["topic"]}, params={"scaling": 0.3}, route=None)
+    found = table(results, "losses")
+    assert np.isnan(found.loc["twin_merging (rank_ratio=0.1, router=mlp)", "without parts"])
+
+
 def test_static_methods_alone_have_no_such_table(tmp_path):
     add_run(tmp_path, "a0", "individual", guess(0.95), router={"name": "oracle"}, route="task")
     add_run(tmp_path, "a2", "task_arithmetic", guess(0.5), params={"scaling": 0.3}, route=None)

@@ -45,8 +45,9 @@ def points(group: list[tuple[Block, pd.DataFrame]]) -> pd.DataFrame:
 
     Returns:
         Columns method (the row's name in its own table), tasks (their number), average (over the subsets of that many
-        tasks that have one), average_low and average_high (of the lowest and the highest subset). Names of two numbers
-        or more; a name that is told the task in one place and not in another is two.
+        tasks), average_low and average_high (of the lowest and the highest subset). Names of two numbers or more. What
+        is told the task in one place and not in another has two names. Where a method lacks a subset that others have,
+        it has no average of that many tasks: the subsets are not alike.
     """
     lines = []
     for block, scores in group:
@@ -55,7 +56,8 @@ def points(group: list[tuple[Block, pd.DataFrame]]) -> pd.DataFrame:
             lines.append({"method": name, "tasks": _count(block), "average": averages[row.label]})
     found = pd.DataFrame(lines, columns=["method", "tasks", "average"]).dropna()
     grouped = found.groupby(["method", "tasks"], sort=False)["average"]
-    whole = grouped.agg(average="mean", average_low="min", average_high="max").reset_index()
+    whole = grouped.agg(subsets="count", average="mean", average_low="min", average_high="max").reset_index()
+    whole = whole[whole["subsets"] == whole.groupby("tasks")["subsets"].transform("max")].drop(columns="subsets")
     whole = whole[whole.groupby("method")["tasks"].transform("nunique") > 1].sort_values("tasks")
     order = list(whole.groupby("method")["average"].mean().sort_values(ascending=False).index)
     return whole.set_index("method").loc[order].reset_index()

@@ -35,7 +35,8 @@ TABLES = (
         "tasks",
         "Average normalized score by the number of tasks (%)",
         "Over the tasks of living experts. Of several subsets with as many tasks: the mean, and from the lowest to "
-        "the highest. Rows at one number alone are left out; each subset's own table stands below.",
+        "the highest. Empty: the method lacks a subset. Rows at one number alone are left out. Each subset's own table "
+        "stands below.",
         spans,
     ),
     Table(
@@ -54,7 +55,7 @@ TABLES = (
         "The best setting of each method on held-out rows (%)",
         "Normalized average of a method's best and of its worst setting. The distance is what choosing is worth. These "
         "numbers have chosen settings, so they are too good for the best ones; the test says what a method is worth. "
-        "Minutes: to merge, route and score all its settings, whatever else the machine did.",
+        "Minutes: to merge, train routers, route and score all settings that have a score, on a busy machine too.",
         rounded(ONE),
     ),
     Table(

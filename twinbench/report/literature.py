@@ -32,6 +32,7 @@ def published(block: Block, table: pd.DataFrame) -> pd.DataFrame:
         source = f"{row['source']}, {row['where']} ({row['how']}); {row['checkpoints']}"
         line = lines.setdefault((row["method"], source), {"base": row["base"]})
         line[row["task"]] = float(row["value"])
+        line["note"] = row["note"] if row["task"] == "average" else line.get("note")
     ours = table.set_index("method")["average"]
     found = []
     for (method, source), line in lines.items():
@@ -39,8 +40,9 @@ def published(block: Block, table: pd.DataFrame) -> pd.DataFrame:
         mean = ours[own.label] if own else np.nan
         same = own and f"hub:{line['base']}@" in str(own.runs[0].records[0]["base"])
         gap = mean - line.get("average", np.nan) if same else np.nan
+        told = f"{source}; {line['note']}" if line["note"] else source
         scores = {name: line.get(name, np.nan) for name in (*tasks, "average")}
-        found.append({"method": method} | scores | {"ours": mean, "difference": gap, "source": source})
+        found.append({"method": method} | scores | {"ours": mean, "difference": gap, "source": told})
     return pd.DataFrame(found, columns=["method", *tasks, "average", "ours", "difference", "source"])
 
 

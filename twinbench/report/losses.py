@@ -20,7 +20,8 @@ def losses(block: Block, draws: bootstrap.Draws, counted: list[Column]) -> pd.Da
     Returns:
         Columns method, average (normalized, %), and in percentage points with ``_low`` and ``_high`` of paired 95 %
         intervals ``lost to the route`` (told the task minus the row) and ``lost to the parts`` (individual minus told
-        the task); ``without parts``: the average of the model that the parts are added to, NaN if it was not run.
+        the task); ``without parts``: the average of the model that the parts are added to, NaN if it was not run on
+        all tasks.
     """
     lines = []
     for row in block.rows:
@@ -46,7 +47,8 @@ def _line(block: Block, draws: bootstrap.Draws, row: Row, told: Row, counted: li
         low, high, _ = bootstrap.paired(sides[above], sides[below])
         line |= {f"lost to the {name}_low": low, f"lost to the {name}_high": high}
     without = next((other for other in block.rows if _is_shared_of(other, row)), None)
-    return line | {"without parts": mean(block, without, counted) if without else None}
+    whole = without and all(column in run.scores for run in without.runs for column in counted)
+    return line | {"without parts": mean(block, without, counted) if whole else None}
 
 
 def _own(row: Row) -> dict:
