@@ -1,4 +1,4 @@
-"""What a router can ask of the experts about a row, so that no rows train it. The expert with the least answer is it.
+"""What a router can ask of the experts about a row, so that no rows train it. The expert with the least answer gets it.
 
 - ``residuals``: how much of a row lies beyond an expert's directions. With x the mean over the row's tokens of what the
   first linear layer of a block reads, and V the right singular vectors that the merge keeps of an expert's change of
@@ -59,7 +59,7 @@ def residuals(
 
     linear = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear) and part in own}
     hooks = [part.register_forward_pre_hook(watched(f"{name}.weight")) for name, part in linear.items()]
-    chosen = list(range(count if rows is None else min(rows, count)))
+    chosen = list(range(count))[:rows]
     held = bench.holding(None if bench.suite.factored else dict(bench.suite.base.items()))
     try:
         with held, first_layers(module, place + 1):
@@ -93,7 +93,7 @@ def entropies(bench: Workbench, task: str, split: str, *, rows: int | None) -> T
     """
     suite, spec, found = bench.suite, bench.suite.tasks[task], []
     count = len(spec.splits[split])
-    chosen = list(range(count if rows is None else min(rows, count)))
+    chosen = list(range(count))[:rows]
     for expert in suite.experts.values():
         with bench.holding(dict(expert.items())):
             model = suite.workload.model(bench, task)
