@@ -143,7 +143,7 @@ def test_csv_has_full_precision(report):
 
 
 def test_storage_time_and_router_tables(results):
-    assert list(table(results, "storage").loc["ties"]) == [1_000_001, 500_000, 7, 1_500_008, "nothing", 0]
+    assert list(table(results, "storage").loc["ties"]) == [1_000_001, 500_000, 7, 1_500_008, "nothing", 0, None]
     assert list(table(results, "time").loc["ties"])[:4] == [1.5, 4.0, 0.5 * len(TASKS), 2.0 * len(TASKS)]
     router = table(results, "router")
     assert list(router.index) == ["twin_merging (router=mlp)"]
@@ -171,6 +171,7 @@ def test_storage_says_how_exclusive_parts_are_stored_where_the_records_do(result
         "dense",
         "nothing",
         "0",
+        "",
     ]
 
 
@@ -191,6 +192,33 @@ def test_a_row_says_how_many_settings_were_tried_on_held_out_rows_of_the_same_ex
     tried("v5", 0.4, "new", predictions=None, error="ValueError: no")
     found = table(tmp_path, "storage")["settings tried"]
     assert (found["ties"], found["individual"]) == (3, 0)
+
+
+def test_a_row_says_which_place_its_setting_has_on_held_out_rows(tmp_path):
+    """In the largest search, over the tasks that count; parameters under another router have the place of the best."""
+
+    def scored(run_id: str, right: float, method: str = "ties", **fields) -> None:
+        fields = {"expert": "one", "router": {"name": "oracle"}} | fields
+        add_run(tmp_path, run_id, method, guess(right), **fields)
+
+    def searched(run_id: str, right: float, density: float, **fields) -> None:
+        scored(run_id, right, params={"density": density}, **{"split": "validation", "suite_id": "half"} | fields)
+
+    scored("a0", 0.95, "individual")
+    scored("a1", 0.95, "individual", split="validation", suite_id="half")
+    scored("a2", 0.95, "individual", split="validation", suite_id="few")
+    for place, right in enumerate((0.5, 0.8, 0.6, 0.9)):
+        searched(f"v{place}", right, (place + 1) / 10, seed=0)
+    searched("v4", 0.9, 0.2, seed=1)  # the second seed lifts 0.2, but not above 0.4
+    searched("w0", 0.9, 0.1, suite_id="few")
+    searched("w1", 0.3, 0.2, suite_id="few")
+    for place in range(5):
+        scored(f"t{place}", 0.7, params={"density": (place + 1) / 10}, router={"name": "mlp"})
+    found = table(tmp_path, "storage")[["settings tried", "place among them"]]
+    places = {f"ties (density=0.{n + 1})": place for n, place in enumerate(("4 of 4", "2 of 4", "3 of 4", "1 of 4"))}
+    for label, place in places.items():
+        assert found.loc[label].tolist() == [4, place]
+    assert pd.isna(found.loc["ties (density=0.5)", "place among them"])
 
 
 def test_a_search_shows_the_best_setting_of_each_method_and_draws_no_other(tmp_path):

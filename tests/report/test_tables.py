@@ -8,6 +8,7 @@ import pytest
 
 from twinbench.records.record import completed
 from twinbench.report import blocks, living, tables
+from twinbench.report.held_out import Settings
 
 A, B = ("a", "accuracy"), ("b", "pearson")
 
@@ -146,8 +147,10 @@ def test_router_accuracy_is_of_rows_that_were_routed():
 def test_storage_is_the_mean_over_seeds_and_its_sum():
     big = run("x")
     big.records[0].update(shared_bytes=12, exclusive_bytes=5, router_bytes=3)
-    found = tables.storage([row("twin", run("y"), big), row("ties", run("z"))], {"twin": 3, "ties": 0})
-    assert found.to_numpy().tolist() == [["twin", 10, 4, 2, 16, "nothing", 3], ["ties", 8, 4, 2, 14, "nothing", 0]]
+    three = Settings({("new", "float32", "strict"): {("{}", str(router)): {} for router in range(3)}})
+    found = tables.storage([row("twin", run("y"), big), row("ties", run("z"))], {"twin": three, "ties": Settings()}, [A])
+    twin, ties = ["twin", 10, 4, 2, 16, "nothing", 3, None], ["ties", 8, 4, 2, 14, "nothing", 0, None]
+    assert found.to_numpy().tolist() == [twin, ties]
 
 
 def test_secondary_metrics_are_raw_means_over_the_seeds_that_have_them():

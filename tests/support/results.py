@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from twinbench.records import store
-from twinbench.report import blocks, bootstrap, living, read, tables
+from twinbench.report import blocks, bootstrap, held_out, living, read, tables
 from twinbench.report.notes import notes as explained
 from twinbench.tasks.metrics import score
 
@@ -95,7 +95,7 @@ def computed(results: Path, reference: str = "twin_merging") -> dict[tuple[str, 
     draws, constants = bootstrap.draws(frames, found)
     return {
         (block.suite_id, block.protocol): tables.make(
-            block, draws, reference, constants.get((block.suite_id, block.split)), read.tried(rows)
+            block, draws, reference, constants.get((block.suite_id, block.split)), held_out.settings(rows)
         )
         for block in found
         if not block.adapted

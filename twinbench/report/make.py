@@ -53,10 +53,10 @@ def make(
     where = f"results_dir={shlex.quote(str(_relative(results_dir)))}"
     with ThreadPoolExecutor(1) as pool:  # numpy resamples while Python imports matplotlib
         sampled = pool.submit(_sampled, results_dir, found)
-        from twinbench.report import catalog, page, sections, text
+        from twinbench.report import catalog, held_out, page, sections, text
 
         training = {block.suite_id: read.experts(results_dir, block.suite_id) for block in found}
-        beside = sections.Beside(training, *sampled.result(), read.tried(rows))
+        beside = sections.Beside(training, *sampled.result(), held_out.settings(rows))
         made = sections.make(found, beside, name, reference, older=experiment is None, where=where)
     command = f"python -m twinbench.report {which}={name} {where} reference={shlex.quote(reference)}"
     folder, caveats = results_dir / "reports" / name, _caveats(results_dir, mine)

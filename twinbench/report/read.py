@@ -3,8 +3,7 @@
 Predictions that do not give the score of their record are left out.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,32 +45,6 @@ def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: s
         known = ", ".join(sorted({row["suite"] or "unknown" for row in rows})) or "none"
         raise Mistake(f"no records of suite {suite!r}; suites with records: {known}")
     return [row for row in mine if row["run_id"] not in other] or mine
-
-
-def tried(rows: Iterable[Mapping]) -> dict[tuple[str, str], int]:
-    """How many settings of a method were scored on held-out rows of the same experts, per suite_id and method.
-
-    Seeds of a setting count once.
-
-    Args:
-        rows: of all runs, as ``records.store.latest`` gives them.
-    """
-    rows = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["time"])
-    newest: dict[str, dict] = {row["suite_id"]: {} for row in rows}
-    for row in rows:
-        newest[row["suite_id"]] |= {row["task"]: row["expert"]} if row["expert"] else {}
-    experts = {suite_id: frozenset(of.items()) or suite_id for suite_id, of in newest.items()}  # old records name none
-    settings: dict[tuple, set] = {}
-    for row in rows:
-        if row["split"] == "validation":
-            place = experts[row["suite_id"]], row["method"]
-            settings.setdefault(place, set()).add(json.dumps([row["params"], row["router"]], sort_keys=True))
-    return {
-        (suite_id, method): len(found)
-        for (mine, method), found in settings.items()
-        for suite_id, theirs in experts.items()
-        if theirs == mine
-    }
 
 
 def predictions(results_dir: Path, found: Iterable[Block]) -> "tuple[dict[str, pd.DataFrame], dict[str, list[str]]]":

@@ -15,6 +15,7 @@ from twinbench.protocol import PROTOCOLS
 from twinbench.report import by_tasks, expert_training, living, plots, tables, text
 from twinbench.report.blocks import Block, Run
 from twinbench.report.bootstrap import Draws
+from twinbench.report.held_out import Settings
 from twinbench.report.notes import notes as explained
 from twinbench.report.section import Section
 
@@ -42,14 +43,14 @@ class Beside:
         draws: the resampled scores.
         constants: per suite_id and split the best constant answers to its tasks.
         doubts: per run_id what its predictions say otherwise than its record.
-        tried: per suite_id and method how many settings were scored on held-out rows.
+        held_out: per suite_id and method the settings that were scored on held-out rows.
     """
 
     training: Mapping[str, Mapping]
     draws: Draws
     constants: Mapping[tuple[str, str], Run]
     doubts: Mapping[str, list[str]]
-    tried: Mapping[tuple[str, str], int]
+    held_out: Mapping[tuple[str, str], Settings]
 
 
 def make(found: list[Block], beside: Beside, name: str, reference: str, *, older: bool, where: str) -> list[Section]:
@@ -68,7 +69,7 @@ def make(found: list[Block], beside: Beside, name: str, reference: str, *, older
         several, past = suite_id != main, suite_id != main and older
         for block in blocks:
             constant = beside.constants.get((block.suite_id, block.split))
-            made = tables.make(block, beside.draws, reference, constant, beside.tried)
+            made = tables.make(block, beside.draws, reference, constant, beside.held_out)
             mend = None if past else where
             table = made.get("normalized")
             scored += [] if past or table is None else [(block, table)]

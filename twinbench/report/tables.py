@@ -9,6 +9,7 @@ import pandas as pd
 from twinbench.records.record import LOWER, ROUTED_TO, ROUTER_ACCURACY, UPPER
 from twinbench.report import bootstrap, literature, living, losses, shared_expert, unseen
 from twinbench.report.blocks import Block, Column, Row, Run, labels
+from twinbench.report.held_out import Settings
 
 RATE = "s per 1000 rows"
 ALPHA = 0.05
@@ -20,7 +21,7 @@ def make(
     draws: bootstrap.Draws,
     reference: str,
     constant: Run | None,
-    tried: Mapping[tuple[str, str], int],
+    held_out: Mapping[tuple[str, str], Settings],
 ) -> dict[str, pd.DataFrame]:
     """The block's tables that have lines: normalized, settings, living, raw, storage, time, router, secondary, experts,
     shared, losses, unseen, published, failed.
@@ -30,18 +31,19 @@ def make(
         draws: what ``bootstrap.draws`` gave.
         reference: label or method that differences are taken to.
         constant: the best constant answer to each task, in ``draws`` too; None where none is known.
-        tried: per suite_id and method how many settings were scored on held-out rows.
+        held_out: per suite_id and method the settings that were scored on held-out rows.
     """
     found = living.checked(block, draws, constant)
     table = normalized(block, draws, reference, found)
     place = {label: position for position, label in enumerate(table["method"])}
     rows = sorted(block.rows, key=lambda row: place[row.label])
+    searches = {row.method: held_out.get((block.suite_id, row.method), Settings()) for row in rows}
     tables = {
         "normalized": table,
         "settings": settings(block, table),
         "living": found.table,
         "raw": raw(rows, block.columns, found.living),
-        "storage": storage(rows, {row.method: tried.get((block.suite_id, row.method), 0) for row in rows}),
+        "storage": storage(rows, searches, found.living),
         "time": time(rows),
         "router": router(rows, block.columns, found.living),
         "secondary": secondary(rows),
@@ -256,7 +258,7 @@ def curves(block: Block, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return made
 
 
-def storage(rows: list[Row], tried: Mapping[str, int]) -> pd.DataFrame:
+def storage(rows: list[Row], held_out: Mapping[str, Settings], counted: list[Column]) -> pd.DataFrame:
     """Bytes per part and in total, mean over seeds, how the exclusive parts are stored, and what the row cost in data.
 
     How they are stored is there where a record says it; a row whose records are older has no word there.
@@ -268,10 +270,12 @@ def storage(rows: list[Row], tried: Mapping[str, int]) -> pd.DataFrame:
         sizes = {part: round(np.mean([record[f"{part}_bytes"] for record in first])) for part in parts}
         kinds = dict.fromkeys(kind for record in first if (kind := record["exclusive_kind"]))
         stored = {"exclusive stored as": ", ".join(kinds) or None, "data needs": first[0]["reads"]}
-        stored["settings tried"] = tried[row.method]
+        settings = held_out[row.method]
+        stored |= {"settings tried": settings.tried, "place among them": settings.place(row, counted)}
         lines.append({"method": row.label} | sizes | {"total": sum(sizes.values())} | stored)
     told = ["exclusive stored as"] if any(line["exclusive stored as"] for line in lines) else []
-    return pd.DataFrame(lines, columns=["method", *parts, "total", *told, "data needs", "settings tried"])
+    columns = ["method", *parts, "total", *told, "data needs", "settings tried", "place among them"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def time(rows: list[Row]) -> pd.DataFrame:
