@@ -2,11 +2,13 @@
 
     TWINBENCH_DATA=FOLDER PYTHONPATH=. .venv/bin/python tests/studies/tail_energy.py
 
-Tail energy is the share of |expert - shared|² beyond a rank, over all matrices of all experts; functional loss is what
-the normalized average lacks to 100, from the records of the experiment. Run that first: its experts are read from the
-cache. Writes results/studies/tail_energy.md.
+Tail energy is the part of |expert - shared|² beyond a rank, over all matrices of all experts, in % of |expert - base|²,
+so that shared experts can be compared; functional loss is what the normalized average lacks to 100, from the records of
+the experiment. Run that first: its experts are read from the
+cache. Writes results/studies/tail_energy.md and .json.
 """
 
+import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -45,7 +47,7 @@ def shared_experts(suite: Suite) -> dict:
 
 
 def tail_energies(suite: Suite, shared) -> dict[float, float]:
-    """Per rank ratio the share of the exclusive parts' energy, of all experts' matrices, that is left out."""
+    """Per rank ratio what is left out of the exclusive parts' energy, in parts of the energy of ``expert - base``."""
     whole, left = 0.0, defaultdict(float)
     for expert in tqdm(suite.experts.values(), unit="expert", leave=False):
         for name in suite.base:
@@ -53,7 +55,7 @@ def tail_energies(suite: Suite, shared) -> dict[float, float]:
             if delta.dim() == 2 and delta.any():
                 gram = delta @ delta.T if delta.shape[0] < delta.shape[1] else delta.T @ delta
                 energies = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
-                whole += energies.sum().item()
+                whole += (expert[name].double() - suite.base[name].double()).square().sum().item()
                 for ratio in RATIOS:
                     left[ratio] += energies[max(1, int(ratio * min(delta.shape))) :].sum().item()
     return {ratio: energy / whole for ratio, energy in left.items()}
@@ -75,10 +77,11 @@ def losses(suite: str) -> dict[tuple[str, float], float]:
 
 def main() -> None:
     RESULTS.mkdir(exist_ok=True)
-    lines = []
+    lines, tail = [], {}
     for name, how in SUITES.items():
         suite, lost = opened(name), losses(name)
         tails = {kind: tail_energies(suite, shared) for kind, shared in shared_experts(suite).items()}
+        tail[name] = {kind: {str(ratio): 100 * share for ratio, share in of.items()} for kind, of in tails.items()}
         for ratio in RATIOS:
             cells = [f"{100 * tails[kind][ratio]:.1f}" for kind in SHARED]
             cells += [f"{lost[kind, ratio]:.1f}" for kind in SHARED]
@@ -88,14 +91,16 @@ def main() -> None:
     table += ["| " + " | ".join(line) + " |" for line in lines]
     text = f"""# What truncation leaves out, and what it costs
 
-Tail: the share (%) of the energy of `expert - shared` beyond a rank, over all matrices of all four experts. Loss: what
-the normalized average lacks to 100 (points), with the known task. The columns differ in the shared expert.
+Tail: the energy of `expert - shared` beyond a rank, over all matrices of all four experts, in % of the energy of
+`expert - base`. Loss: what the normalized average lacks to 100 (points), with the known task. The columns differ in the
+shared expert.
 
 {chr(10).join(table)}
 
 Made by `tests/studies/tail_energy.py` from the records of `experiment=shared_expert` and the experts in the cache.
 """
     (RESULTS / "tail_energy.md").write_text(text)
+    (RESULTS / "tail_energy.json").write_text(json.dumps(tail, indent=1) + "\n")
     print(text)
 
 

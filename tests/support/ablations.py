@@ -149,6 +149,38 @@ def tasks() -> tuple[str, list[str]]:
     return markdown(["method", *counts], lines), said
 
 
+def settled() -> tuple[str, list[str]]:
+    """What a shared expert adds by rank, for experts trained in two ways, and what truncation leaves out."""
+    report, suite_id = "shared_expert", "7f2ed7a3fd3f"
+    ways = {"short and hard": ("shared_short", f"{suite_id}_"), "long and gently": ("shared_long", "")}
+    ranks = {"1": "0.003", "2": "0.006", "4": "0.011", "8": "0.021", "16": "0.042", "38": "0.1"}
+    tails = json.loads((ROOT / "results/studies/tail_energy.json").read_text(encoding="utf-8"))
+    name = "twin_merging (rank_ratio={}, method@shared={})".format
+
+    def line(way: str, rank: str) -> list[str]:
+        suite, mark = ways[way]
+        scores, more = (table(report, f"strict_bfloat16_{mark}{kind}") for kind in ("normalized", "shared"))
+        cells = [f"{scores.loc[name(ranks[rank], shared), 'average']:.1f}" for shared in ("pretrained", "average")]
+        gap = more.loc[name(ranks[rank], "task_arithmetic")]
+        cells.append(f"{scores.loc[name(ranks[rank], 'task_arithmetic'), 'average']:.1f}")
+        cells.append(f"{gap.average:+.1f} ({gap.average_low:+.1f} to {gap.average_high:+.1f})")
+        return [
+            way,
+            rank,
+            *cells,
+            *(f"{tails[suite][shared][ranks[rank]]:.0f}" for shared in ("pretrained", "average")),
+        ]
+
+    shown = [
+        max(int(rank) for rank in ranks if more.loc[name(ranks[rank], "task_arithmetic"), "p"] < 0.05)
+        for more in (table(report, f"strict_bfloat16_{mark}shared") for _, mark in ways.values())
+    ]
+    heads = ["experts trained", "rank", "none", "plain average", "Task Arithmetic", "Task Arithmetic adds"]
+    heads += ["left out, none, %", "left out, average, %"]
+    said = f"up to rank {shown[0]} of experts trained short and hard, and up to rank {shown[1]} of the others"
+    return markdown(heads, [line(way, rank) for way in ways for rank in ranks]), [said]
+
+
 def unseen() -> tuple[str, list[str]]:
     """Linear probes on merged features, for tasks without an expert."""
     report = "glue_minilm_probe"
@@ -315,4 +347,4 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
-ABLATIONS = whole, second, compression, shared, protocols, router, bases, tasks, unseen, official
+ABLATIONS = whole, second, compression, shared, settled, protocols, router, bases, tasks, unseen, official
