@@ -28,7 +28,7 @@ from torch import Tensor
 from twinbench.assets.sources import fetch
 from twinbench.merging.merged import Merged, for_every_input
 from twinbench.plan import preflight, targets
-from twinbench.plan.job import UNWRITTEN
+from twinbench.plan.exportable import UNWRITTEN
 from twinbench.plan.signature import NAMED, Signature, checked_signature, hyperparameters, prepared_reads
 from twinbench.system.errors import MISTAKES, one_line
 from twinbench.system.files import new_folder

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from support.commands import planned, read
+from twinbench.plan.exportable import check_export
 from twinbench.plan.identity import expert_id, origins
-from twinbench.plan.job import check_export
 
 
 def test_a_label_has_what_was_chosen_and_leaves_out_what_was_not():

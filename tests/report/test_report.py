@@ -9,7 +9,7 @@ import pytest
 
 from support.results import TASKS, add_run, computed, fill, guess, notes, raw, table, truth
 from twinbench.records.record import completed
-from twinbench.report import blocks, plots, tables
+from twinbench.report import blocks, costs, plots
 from twinbench.report.catalog import TABLES
 from twinbench.report.make import make
 
@@ -269,7 +269,7 @@ def time_rows(*runs: list[tuple]) -> pd.DataFrame:
         for run in runs
     ]
     row = blocks.Row("ties", "ties", True, [blocks.Run("a", 0, {}, {}, {}, records) for records in made])
-    return tables.time([row])
+    return costs.time([row])
 
 
 def test_seconds_per_1000_rows_count_each_split_of_a_task_once():
@@ -289,7 +289,7 @@ def test_times_are_those_of_runs_that_had_the_machine_to_themselves():
         blocks.Run("a", 0, {}, {}, {}, [completed(dict(zip(names, ("a", "test", "m", 10, 0.0, *row), strict=True)))])
         for row in ((2.0, 1.0, 0.05), (90.0, 80.0, 0.06), (70.0, 60.0, None))
     ]
-    found = tables.time([blocks.Row("ties", "ties", True, runs), blocks.Row("dare", "dare", True, runs[1:])])
+    found = costs.time([blocks.Row("ties", "ties", True, runs), blocks.Row("dare", "dare", True, runs[1:])])
     assert found[["method", "merge", "evaluation"]].to_numpy().tolist() == [["ties", 1.0, 2.0]]
 
 
@@ -302,7 +302,7 @@ def test_records_from_before_the_training_of_routers_was_timed_leave_it_empty_on
     for router_bytes, missing in ((7, True), (0, False)):
         record = {"task": "a", "split": "test", "n": 1, "merge_seconds": 1.0, "others_share": 0.0}
         record = completed(record | {"router_bytes": router_bytes})
-        found = tables.time([blocks.Row("ties", "ties", True, [blocks.Run("a", 0, {}, {}, {}, [record])])]).iloc[0]
+        found = costs.time([blocks.Row("ties", "ties", True, [blocks.Run("a", 0, {}, {}, {}, [record])])]).iloc[0]
         assert pd.isna(found["router training"]) == missing
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from twinbench.records.record import completed
-from twinbench.report import blocks, living, tables
+from twinbench.report import blocks, costs, living, tables
 from twinbench.report.held_out import Settings
 
 A, B = ("a", "accuracy"), ("b", "pearson")
@@ -148,9 +148,7 @@ def test_storage_is_the_mean_over_seeds_and_its_sum():
     big = run("x")
     big.records[0].update(shared_bytes=12, exclusive_bytes=5, router_bytes=3)
     three = Settings({("new", "float32", "strict"): {("{}", str(router)): {} for router in range(3)}})
-    found = tables.storage(
-        [row("twin", run("y"), big), row("ties", run("z"))], {"twin": three, "ties": Settings()}, [A]
-    )
+    found = costs.storage([row("twin", run("y"), big), row("ties", run("z"))], {"twin": three, "ties": Settings()}, [A])
     twin, ties = ["twin", 10, 4, 2, 16, "nothing", 3, None], ["ties", 8, 4, 2, 14, "nothing", 0, None]
     assert found.to_numpy().tolist() == [twin, ties]
 
@@ -211,5 +209,5 @@ def test_tables_that_have_lines_are_made_under_their_names(whole):
     assert all(found[name]["method"].tolist() == order for name in ("raw", "storage", "time"))
     assert found["normalized"].set_index("method")["reference"]["ties"]
     assert list(found["failed"]) == ["method", "seed", "status", "error"]
-    assert list(found["time"]) == ["method", "merge", "router training", "route", "evaluation", tables.RATE]
+    assert list(found["time"]) == ["method", "merge", "router training", "route", "evaluation", costs.RATE]
     assert found["time"].iloc[0].tolist()[1:] == [1, 3, 1, 4, 500]

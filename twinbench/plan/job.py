@@ -6,6 +6,7 @@ from pathlib import Path
 
 from twinbench.assets.sources import by_content
 from twinbench.plan.identity import hashed, leaf_identity, suite_identity
+from twinbench.plan.refused import check_protocol, check_router
 from twinbench.plan.signature import (
     Signature,
     checked_signature,
@@ -17,14 +18,11 @@ from twinbench.plan.signature import (
     router_reads,
     signature,
 )
-from twinbench.plan.suite import merged, workload
-from twinbench.protocol import NORMALIZER, PROTOCOLS
+from twinbench.protocol import PROTOCOLS
 from twinbench.system import source
 from twinbench.system.mistakes import Mistake, one_of
 
 SPLITS = ("test", "validation")
-UNWRITTEN = {"task": "each task a model of its own", "layer": "each linear layer experts of its own"}  # by route
-WRITTEN = "twinbench.routing.mlp.Mlp"  # the router model that others can build from ``router.json``
 CONFIGURATION = (
     "suite_id",
     "method",
@@ -144,7 +142,7 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
     oracle = asked["model"] is None
     known = oracle and method.takes.route in ("router", "layer")
     route = "task" if known else method.takes.route
-    _check_protocol(config, method.name, route == "task")
+    check_protocol(config, method.name, known=route == "task")
     needs = [leaf.takes.reads for leaf in leaves.values()]
     router, hashes = None, [leaf.identity | _form(config, leaf) for leaf in leaves.values()]
     drawn = any(leaf.draws for leaf in leaves.values())
@@ -200,51 +198,6 @@ def changed_since(rows: Iterable[Mapping], job: Job) -> str | None:
     return others[-1] if others else None
 
 
-def check_export(job: Job, folder: Path, suite: Mapping) -> None:
-    """Find what keeps a configuration from being exported to ``folder``.
-
-    Raises:
-        ValueError: the folder has something in it, or the model is more than one shared model and LoRA adapters.
-    """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise Mistake(f"export={folder} must be a new or empty folder, and something is there")
-    if job.leaves["method"].takes.role == "upper bound":
-        raise Mistake(f"method={job.method} has nothing to export: its experts are models already")
-    routed = job.leaves["method"].takes.route
-    if routed in UNWRITTEN:
-        raise Mistake(
-            f"method={job.method} gives {UNWRITTEN[routed]}, and no command writes these to disk; what can be "
-            "exported is a static method, such as ties, or method=twin_merging"
-        )
-    kind = suite["workload"]
-    if routed and not workload(suite).EXPORTED:
-        raise Mistake(
-            f"method={job.method} of workload={kind} cannot be written to disk yet: export writes classifiers; a "
-            "static method, such as ties, is merged by python -m twinbench.merge"
-        )
-    if not workload(suite).EXPORTED:
-        words = f"python -m twinbench.merge method={job.method}"
-        raise Mistake(f"export writes classifiers; {words} merges models of workload={kind} to disk")
-    probed = [name for name, task in suite["tasks"].items() if task.get("probe")]
-    if probed:
-        raise Mistake(f"export writes each task's head, and {', '.join(probed)} has none: leave it out of suite.only")
-    if PROTOCOLS[job.protocol].gold_biases:
-        said = f"protocol={job.protocol} keeps every task's own biases, so there is no one model to export"
-        raise Mistake(f"{said}; use {NORMALIZER}")
-    reads, model = job.router or {}, job.config["router"]["model"]
-    if reads and model and model["_target_"] != WRITTEN:
-        kind = model["_target_"].rpartition(".")[2]
-        raise Mistake(f"export writes routers of linear layers, such as router=mlp, got router.model {kind}")
-    if reads.get("minimum_risk"):
-        raise Mistake("export writes a router whose weights are its probabilities: router.use.minimum_risk=false")
-    if reads.get("source", "shared") != "shared" or reads.get("characters"):
-        legal = "router.features.source=shared router.features.characters=0"
-        raise Mistake(f"export writes a router of the shared expert's hidden states: {legal}")
-    compression = job.params.get("compression", "svd")
-    if compression != "svd":
-        raise Mistake(f"export writes LoRA adapters, which needs method.compression=svd, got {compression}")
-
-
 def _leaves(config: Mapping, names: Mapping[str, str | None]) -> dict[str, Leaf]:
     """The method, and the method that makes its shared expert if it asks for one."""
     found = {"method": _leaf(config, names, "method")}
@@ -273,25 +226,13 @@ def _router(config: Mapping) -> dict:
         ValueError: two leaves have a setting of the same name, or the run cannot be scored with such a router.
     """
     asked = config["router"]
+    check_router(config, learns=asked["model"] is not None and _learns(asked))
     if asked["model"] is None:
-        if not PROTOCOLS[config["protocol"]].knows_task:
-            raise Mistake("protocol=blind knows no task, which is what router=oracle goes by; choose router=mlp")
         return {}
     model = completed(asked["model"])
     twice = sorted(model.keys() & (asked["features"].keys() | asked["use"].keys()))
     if twice:
         raise Mistake(f"router.model has {', '.join(twice)}, which is a setting of router.features or router.use")
-    if asked["use"]["minimum_risk"]:
-        _check_risk(config)
-    if config["split"] == "validation" and asked["features"]["rows"] is None and _learns(asked):
-        said = "split=validation scores the rows that this router is trained on"
-        raise Mistake(f"{said}; train it on others: router.features.rows=1000")
-    if config["split"] == "validation" and asked["use"]["minimum_risk"]:
-        raise Mistake("split=validation scores the rows whose labels tell router.use.minimum_risk what a route costs")
-    if asked["features"]["source"] == "entropies":
-        _check_entropies(config)
-    if asked["features"]["pool"] == "content" and workload(config["suite"]).LOADED:
-        raise Mistake("router.features.pool=content reads what a prompt is about, and these tasks have no prompts")
     return {**asked["features"], **model, **asked["use"]}
 
 
@@ -314,41 +255,3 @@ def _router_draws(asked: Mapping) -> bool:
     """Whether a router's seed changes its weights: by the fit of its model, or by the first centres of its groups."""
     model = asked["model"]
     return draws(signature(model["_target_"]), completed(model)) or asked["use"]["groups"] is not None
-
-
-def _check_protocol(config: Mapping, method: str, known: bool) -> None:
-    """Find what a protocol cannot be scored under.
-
-    Args:
-        known: whether the method goes by the known task.
-    """
-    unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
-    protocol = PROTOCOLS[config["protocol"]]
-    if protocol.gold_biases and not workload(config["suite"]).HEADS:
-        said = f"protocol={protocol.name} is about heads and biases, and these experts have no heads"
-        raise Mistake(f"{said}; use {NORMALIZER}")
-    if unseen and (known or protocol.needs_expert):
-        what = f"method={method} goes by the known task" if known else f"protocol={config['protocol']}"
-        raise Mistake(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under {NORMALIZER}")
-
-
-def _check_entropies(config: Mapping) -> None:
-    """Find what leaves the entropies of the experts' predictions undefined."""
-    suite, what = config["suite"], "router.features.source=entropies runs every expert under the known task's head"
-    if not workload(suite).HEADS:
-        raise Mistake(f"{what}, and these experts have no heads; choose another router")
-    if not PROTOCOLS[config["protocol"]].knows_task:
-        raise Mistake(f"{what}, and protocol={config['protocol']} knows no task; use {NORMALIZER}")
-    without = [name for name, task in suite["tasks"].items() if task.get("classes") is None or task.get("probe")]
-    if without:
-        raise Mistake(f"{what}, and {', '.join(without)} has no classes there: leave it out with suite.only")
-
-
-def _check_risk(config: Mapping) -> None:
-    """Find what leaves the costs of a router that minimizes risk undefined."""
-    what = "router.use.minimum_risk goes by what each expert scores under the other tasks' heads"
-    if not workload(config["suite"]).HEADS:
-        raise Mistake(f"{what}, and these experts have no heads; use router=mlp")
-    protocol = config["protocol"]
-    if not PROTOCOLS[protocol].knows_task:
-        raise Mistake(f"{what}, and under protocol={protocol} a row that goes to one is wrong; use router=text")

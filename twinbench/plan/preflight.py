@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from twinbench.assets.sources import found, unpinned
 from twinbench.plan import targets
-from twinbench.plan.job import Job, check_export, configured
+from twinbench.plan.exportable import check_export
+from twinbench.plan.job import Job, configured
 from twinbench.plan.signature import checked_signature, hyperparameters
 from twinbench.plan.suite import narrowed, workload, workloads
 from twinbench.system import processes

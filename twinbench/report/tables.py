@@ -7,13 +7,11 @@ import numpy as np
 import pandas as pd
 
 from twinbench.records.record import LOWER, ROUTED_TO, ROUTER_ACCURACY, UPPER
-from twinbench.report import bootstrap, literature, living, losses, shared_expert, unseen
+from twinbench.report import bootstrap, costs, literature, living, losses, shared_expert, unseen
 from twinbench.report.blocks import Block, Column, Row, Run, labels
 from twinbench.report.held_out import Settings
 
-RATE = "s per 1000 rows"
 ALPHA = 0.05
-QUIET = 0.05  # of all cores: what other processes may use while a run is timed
 
 
 def make(
@@ -40,11 +38,11 @@ def make(
     searches = {row.method: held_out.get((block.suite_id, row.method), Settings()) for row in rows}
     tables = {
         "normalized": table,
-        "settings": settings(block, table),
+        "settings": costs.search(block, table),
         "living": found.table,
         "raw": raw(rows, block.columns, found.living),
-        "storage": storage(rows, searches, found.living),
-        "time": time(rows),
+        "storage": costs.storage(rows, searches, found.living),
+        "time": costs.time(rows),
         "router": router(rows, block.columns, found.living),
         "secondary": secondary(rows),
         "experts": experts(block),
@@ -88,26 +86,6 @@ def normalized(block: Block, draws: bootstrap.Draws, reference: str, experts: li
     tiers = _tiers(ranked, samples)
     table.insert(1, "tier", pd.Series([tiers.get(method) for method in table["method"]], dtype=object))
     return table
-
-
-def settings(block: Block, table: pd.DataFrame) -> pd.DataFrame:
-    """Of each method on held-out rows: its best setting, the average of that and of its worst, and what choosing cost.
-
-    Best method first. Empty for a block on test rows, which choose nothing. The minutes are those of all its settings:
-    to merge, to train routers, to route and to score, as far as they were measured.
-    """
-    methods = {row.label: row.method for row in block.rows}
-    minutes = {
-        row.label: sum(np.nansum(np.array(_seconds(run)[:4], float)) / 60 for run in row.runs) for row in block.rows
-    }
-    ranked = table[(table["role"] == "") & table["average"].notna() & (block.split == "validation")]
-    lines = [
-        {"method": method, "best setting": own["method"].iloc[0], "average": own["average"].iloc[0]}
-        | {"worst setting's average": own["average"].iloc[-1], "settings tried": len(own)}
-        | {"minutes": sum(minutes[label] for label in own["method"])}
-        for method, own in ranked.groupby(ranked["method"].map(methods), sort=False)
-    ]
-    return pd.DataFrame(lines)
 
 
 def _tiers(ranked: list[str], samples: Mapping[str, np.ndarray | None]) -> dict[str, int]:
@@ -256,56 +234,6 @@ def curves(block: Block, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         if lines:
             made[key] = pd.DataFrame(lines).sort_values(["curve", "value"], ignore_index=True)
     return made
-
-
-def storage(rows: list[Row], held_out: Mapping[str, Settings], counted: list[Column]) -> pd.DataFrame:
-    """Bytes per part and in total, mean over seeds, how the exclusive parts are stored, and what the row cost in data.
-
-    How they are stored is there where a record says it; a row whose records are older has no word there.
-    """
-    parts = ["shared", "exclusive", "router"]
-    lines = []
-    for row in rows:
-        first = [run.records[0] for run in row.runs]
-        sizes = {part: round(np.mean([record[f"{part}_bytes"] for record in first])) for part in parts}
-        kinds = dict.fromkeys(kind for record in first if (kind := record["exclusive_kind"]))
-        stored = {"exclusive stored as": ", ".join(kinds) or None, "data needs": first[0]["reads"]}
-        settings = held_out[row.method]
-        stored |= {"settings tried": settings.tried, "place among them": settings.place(row, counted)}
-        lines.append({"method": row.label} | sizes | {"total": sum(sizes.values())} | stored)
-    told = ["exclusive stored as"] if any(line["exclusive stored as"] for line in lines) else []
-    columns = ["method", *parts, "total", *told, "data needs", "settings tried", "place among them"]
-    return pd.DataFrame(lines, columns=columns)
-
-
-def time(rows: list[Row]) -> pd.DataFrame:
-    """Seconds to merge, to train the router, to route all tasks and to score them, and the last two per 1,000 rows.
-
-    Means over the seeds that ran on a quiet machine; a row without one is left out. NaN where not measured.
-    """
-    names = ["merge", "router training", "route", "evaluation", RATE]
-    lines = []
-    for row in rows:
-        quiet = [_seconds(run) for run in row.runs if _is_quiet(run)]
-        if quiet:
-            means = np.array(quiet, dtype=float).mean(axis=0).tolist()
-            lines.append({"method": row.label} | dict(zip(names, means, strict=True)))
-    return pd.DataFrame(lines, columns=["method", *names])
-
-
-def _is_quiet(run: Run) -> bool:
-    """Whether it is known that other processes left the machine to the run; older records do not say."""
-    return all(record["others_share"] is not None and record["others_share"] <= QUIET for record in run.records)
-
-
-def _seconds(run: Run) -> list[float | None]:
-    """Merge, router training, route, evaluation, the last two per 1,000 rows; what records share counts once."""
-    parts = {(record["task"], record["split"]): record for record in run.records}.values()
-    first = run.records[0]
-    merge, training = first["merge_seconds"], first["router_seconds"]
-    counts = [[part[name] for name in ("route_seconds", "eval_seconds", "n")] for part in parts]
-    route, evaluation, n = np.array(counts, dtype=float).sum(axis=0)  # None becomes NaN, and so does its sum
-    return [merge, training, route, evaluation, 1000 * (route + evaluation) / n]
 
 
 def secondary(rows: list[Row]) -> pd.DataFrame:

@@ -1,0 +1,75 @@
+"""What no run can score: a protocol, a router and a suite that do not go together, each refused with its reason."""
+
+from collections.abc import Mapping
+
+from twinbench.plan.suite import merged, workload
+from twinbench.protocol import NORMALIZER, PROTOCOLS
+from twinbench.system.mistakes import Mistake
+
+
+def check_protocol(config: Mapping, method: str, *, known: bool) -> None:
+    """Find what a protocol cannot be scored under.
+
+    Args:
+        known: whether the method goes by the known task.
+
+    Raises:
+        ValueError: there is such a thing.
+    """
+    unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
+    protocol = PROTOCOLS[config["protocol"]]
+    if protocol.gold_biases and not workload(config["suite"]).HEADS:
+        said = f"protocol={protocol.name} is about heads and biases, and these experts have no heads"
+        raise Mistake(f"{said}; use {NORMALIZER}")
+    if unseen and (known or protocol.needs_expert):
+        what = f"method={method} goes by the known task" if known else f"protocol={config['protocol']}"
+        raise Mistake(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under {NORMALIZER}")
+
+
+def check_router(config: Mapping, *, learns: bool) -> None:
+    """Find what a run cannot be scored with its router for.
+
+    Args:
+        learns: whether rows train the router.
+
+    Raises:
+        ValueError: there is such a thing.
+    """
+    asked = config["router"]
+    if asked["model"] is None:
+        if not PROTOCOLS[config["protocol"]].knows_task:
+            raise Mistake("protocol=blind knows no task, which is what router=oracle goes by; choose router=mlp")
+        return
+    if asked["use"]["minimum_risk"]:
+        _check_risk(config)
+    if config["split"] == "validation" and asked["features"]["rows"] is None and learns:
+        said = "split=validation scores the rows that this router is trained on"
+        raise Mistake(f"{said}; train it on others: router.features.rows=1000")
+    if config["split"] == "validation" and asked["use"]["minimum_risk"]:
+        raise Mistake("split=validation scores the rows whose labels tell router.use.minimum_risk what a route costs")
+    if asked["features"]["source"] == "entropies":
+        _check_entropies(config)
+    if asked["features"]["pool"] == "content" and workload(config["suite"]).LOADED:
+        raise Mistake("router.features.pool=content reads what a prompt is about, and these tasks have no prompts")
+
+
+def _check_entropies(config: Mapping) -> None:
+    """Find what leaves the entropies of the experts' predictions undefined."""
+    suite, what = config["suite"], "router.features.source=entropies runs every expert under the known task's head"
+    if not workload(suite).HEADS:
+        raise Mistake(f"{what}, and these experts have no heads; choose another router")
+    if not PROTOCOLS[config["protocol"]].knows_task:
+        raise Mistake(f"{what}, and protocol={config['protocol']} knows no task; use {NORMALIZER}")
+    without = [name for name, task in suite["tasks"].items() if task.get("classes") is None or task.get("probe")]
+    if without:
+        raise Mistake(f"{what}, and {', '.join(without)} has no classes there: leave it out with suite.only")
+
+
+def _check_risk(config: Mapping) -> None:
+    """Find what leaves the costs of a router that minimizes risk undefined."""
+    what = "router.use.minimum_risk goes by what each expert scores under the other tasks' heads"
+    if not workload(config["suite"]).HEADS:
+        raise Mistake(f"{what}, and these experts have no heads; use router=mlp")
+    protocol = config["protocol"]
+    if not PROTOCOLS[protocol].knows_task:
+        raise Mistake(f"{what}, and under protocol={protocol} a row that goes to one is wrong; use router=text")
