@@ -30,10 +30,11 @@ from mutation.forks import Task, copied, forked, import_libraries
 from mutation.operators import Place, mutated, places
 
 ROOT = Path(__file__).parent.parent
-NAMES = "plan/job plan/suite plan/identity plan/signature system/source records/record records/store system/files"
+NAMES = "plan/job plan/refused plan/exportable plan/suite plan/identity plan/signature system/source system/files"
+NAMES += " records/record records/store"
 NAMES += " routing/learned routing/attach routing/batch routing/operations routing/per_route routing/readers"
 NAMES += " routing/varying routing/router merging/compress merging/merged merging/twin_merging weights/state_dict"
-NAMES += " weights/lora weights/write tasks/metrics report/bootstrap report/blocks"
+NAMES += " weights/lora weights/write tasks/metrics report/bootstrap report/blocks report/held_out"
 FILES = [*(f"twinbench/{name}.py" for name in NAMES.split()), "baselines/*.py"]
 SECONDS = 60.0  # of tests for one mutant, as long as they took when their lines were measured
 

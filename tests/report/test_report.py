@@ -195,30 +195,40 @@ def test_a_row_says_how_many_settings_were_tried_on_held_out_rows_of_the_same_ex
 
 
 def test_a_row_says_which_place_its_setting_has_on_held_out_rows(tmp_path):
-    """In the largest search, over the tasks that count; parameters under another router have the place of the best."""
+    """In the largest search; its own router's there, or else that of the best router with the same parameters."""
 
-    def scored(run_id: str, right: float, method: str = "ties", **fields) -> None:
-        fields = {"expert": "one", "router": {"name": "oracle"}} | fields
-        add_run(tmp_path, run_id, method, guess(right), **fields)
+    def run(run_id: str, method: str = "ties", density: float | None = None, router: str = "oracle", **fields) -> None:
+        fields = {"predictions": guess(0.95), "expert": "one", "router": {"name": router}} | fields
+        add_run(tmp_path, run_id, method, params={"density": density} if density else {}, **fields)
 
-    def searched(run_id: str, right: float, density: float, **fields) -> None:
-        scored(run_id, right, params={"density": density}, **{"split": "validation", "suite_id": "half"} | fields)
+    def searched(run_id: str, density: float, right: float, suite_id: str = "half", **fields) -> None:
+        searched = {"predictions": guess(right), "split": "validation", "suite_id": suite_id}
+        run(run_id, density=density, **searched | fields)
 
-    scored("a0", 0.95, "individual")
-    scored("a1", 0.95, "individual", split="validation", suite_id="half")
-    scored("a2", 0.95, "individual", split="validation", suite_id="few")
-    for place, right in enumerate((0.5, 0.8, 0.6, 0.9)):
-        searched(f"v{place}", right, (place + 1) / 10, seed=0)
-    searched("v4", 0.9, 0.2, seed=1)  # the second seed lifts 0.2, but not above 0.4
-    searched("w0", 0.9, 0.1, suite_id="few")
-    searched("w1", 0.3, 0.2, suite_id="few")
-    for place in range(5):
-        scored(f"t{place}", 0.7, params={"density": (place + 1) / 10}, router={"name": "mlp"})
-    found = table(tmp_path, "storage")[["settings tried", "place among them"]]
-    places = {f"ties (density=0.{n + 1})": place for n, place in enumerate(("4 of 4", "2 of 4", "3 of 4", "1 of 4"))}
-    for label, place in places.items():
-        assert found.loc[label].tolist() == [4, place]
-    assert pd.isna(found.loc["ties (density=0.5)", "place among them"])
+    run("a0", "individual")
+    for suite_id in ("half", "few"):
+        run(f"a-{suite_id}", "individual", split="validation", suite_id=suite_id)
+    for n, right in enumerate((0.5, 0.8, 0.6, 0.9)):
+        searched(f"v{n}", (n + 1) / 10, right, seed=0)
+    searched("v4", 0.2, 0.9, seed=1)  # the second seed lifts 0.2, but not above 0.4
+    searched("v5", 0.1, 0.7, router="mlp")
+    half = {"topic": guess(0.99)["topic"]}
+    searched("v6", 0.6, 0.99, predictions=half)
+    searched("w0", 0.1, 0.9, suite_id="few")
+    searched("w1", 0.2, 0.3, suite_id="few")
+    for n in range(6):
+        run(f"t{n}", density=(n + 1) / 10)
+    run("t6", density=0.1, router="mlp")
+    run("t7", density=0.1, router="knn")
+    found = table(tmp_path, "storage")
+    place = found["place in the largest search"]
+    routed = [f"ties (density=0.1, router={name})" for name in ("oracle", "mlp", "knn")]
+    assert place[routed].tolist() == ["5 of 5", "3 of 5", "3 of 5"]
+    others = [f"ties (density={n / 10}, router=oracle)" for n in (2, 3, 4)]
+    assert place[others].tolist() == ["2 of 5", "4 of 5", "1 of 5"]
+    assert found.loc[others, "settings tried"].tolist() == [6, 6, 6]
+    assert place[[f"ties (density={n}, router=oracle)" for n in (0.5, 0.6)]].isna().all(), "not searched; not whole"
+    assert pd.isna(place["individual"]), "nothing was chosen"
 
 
 def test_a_search_shows_the_best_setting_of_each_method_and_draws_no_other(tmp_path):

@@ -147,7 +147,7 @@ def test_router_accuracy_is_of_rows_that_were_routed():
 def test_storage_is_the_mean_over_seeds_and_its_sum():
     big = run("x")
     big.records[0].update(shared_bytes=12, exclusive_bytes=5, router_bytes=3)
-    three = Settings({("new", "float32", "strict"): {("{}", str(router)): {} for router in range(3)}})
+    three = Settings(({("{}", str(router)): {} for router in range(3)},))
     found = costs.storage([row("twin", run("y"), big), row("ties", run("z"))], {"twin": three, "ties": Settings()}, [A])
     twin, ties = ["twin", 10, 4, 2, 16, "nothing", 3, None], ["ties", 8, 4, 2, 14, "nothing", 0, None]
     assert found.to_numpy().tolist() == [twin, ties]

@@ -3,9 +3,8 @@
     TWINBENCH_DATA=FOLDER PYTHONPATH=. .venv/bin/python tests/studies/tail_energy.py
 
 Tail energy is the part of |expert - shared|² beyond a rank, over all matrices of all experts, in % of |expert - base|²,
-so that shared experts can be compared; functional loss is what the normalized average lacks to 100, from the records of
-the experiment. Run that first: its experts are read from the
-cache. Writes results/studies/tail_energy.md and .json.
+so that shared experts can be compared. Functional loss is what the normalized average lacks to 100, from the records of
+the experiment. Run that first: its experts are read from the cache. Writes results/studies/tail_energy.md and .json.
 """
 
 import json
@@ -26,7 +25,7 @@ from twinbench.suite import Suite
 
 ROOT = Path(__file__).parents[2]
 REFERENCE, RESULTS = ROOT / "results" / "reference", ROOT / "results" / "studies"
-SUITES = {"shared_short": "short and hard", "shared_long": "long and gentle"}
+SUITES = {"shared_short": "short and hard", "shared_long": "long and gently"}
 SHARED = ("pretrained", "average", "task_arithmetic")
 RATIOS = (0.003, 0.006, 0.011, 0.021, 0.042, 0.1)
 
@@ -52,10 +51,11 @@ def tail_energies(suite: Suite, shared) -> dict[float, float]:
     for expert in tqdm(suite.experts.values(), unit="expert", leave=False):
         for name in suite.base:
             delta = (expert[name].float() - shared[name].float()).double()
+            if delta.dim() == 2:
+                whole += (expert[name].double() - suite.base[name].double()).square().sum().item()
             if delta.dim() == 2 and delta.any():
                 gram = delta @ delta.T if delta.shape[0] < delta.shape[1] else delta.T @ delta
                 energies = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
-                whole += (expert[name].double() - suite.base[name].double()).square().sum().item()
                 for ratio in RATIOS:
                     left[ratio] += energies[max(1, int(ratio * min(delta.shape))) :].sum().item()
     return {ratio: energy / whole for ratio, energy in left.items()}

@@ -226,13 +226,14 @@ def _router(config: Mapping) -> dict:
         ValueError: two leaves have a setting of the same name, or the run cannot be scored with such a router.
     """
     asked = config["router"]
-    check_router(config, learns=asked["model"] is not None and _learns(asked))
     if asked["model"] is None:
+        check_router(config, learns=False)
         return {}
     model = completed(asked["model"])
     twice = sorted(model.keys() & (asked["features"].keys() | asked["use"].keys()))
     if twice:
         raise Mistake(f"router.model has {', '.join(twice)}, which is a setting of router.features or router.use")
+    check_router(config, learns=_learns(asked))
     return {**asked["features"], **model, **asked["use"]}
 
 

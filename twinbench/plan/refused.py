@@ -8,13 +8,13 @@ from twinbench.system.mistakes import Mistake
 
 
 def check_protocol(config: Mapping, method: str, *, known: bool) -> None:
-    """Find what a protocol cannot be scored under.
+    """Refuse a protocol that the method cannot be scored under.
 
     Args:
         known: whether the method goes by the known task.
 
     Raises:
-        ValueError: there is such a thing.
+        ValueError: the experts have no heads, or a scored task has no expert.
     """
     unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
     protocol = PROTOCOLS[config["protocol"]]
@@ -27,13 +27,13 @@ def check_protocol(config: Mapping, method: str, *, known: bool) -> None:
 
 
 def check_router(config: Mapping, *, learns: bool) -> None:
-    """Find what a run cannot be scored with its router for.
+    """Refuse a router that the run cannot be scored with.
 
     Args:
         learns: whether rows train the router.
 
     Raises:
-        ValueError: there is such a thing.
+        ValueError: it knows no task, learns from the scored rows, or lacks the heads, classes or prompts that it reads.
     """
     asked = config["router"]
     if asked["model"] is None:

@@ -101,9 +101,9 @@ TABLES = (
         "Bytes written / 10⁶. Exclusive parts stored dense take as much as an expert each, also where the "
         "method's authors would store masks or factors; empty: the record is older than this column. Data needs: "
         "what the method and its router read beside the experts' weights, apart from choosing hyperparameters. "
-        "Settings tried: of the method, on held-out rows of these experts, as far as there are records. Place among "
-        'them: of the row\'s own setting by its average on those rows, in the largest search; "1 of 8" is the best of '
-        "eight, and so a tuned one. Empty: it is not among them.",
+        "Settings tried: of the method, on held-out rows of these experts, as far as there are records. Place: of the "
+        "row's parameters by their average there, in the search with the most settings; 1 of 8 is the best of eight. A "
+        "router that was not searched has the place of its method's parameters. Empty: not in that search.",
         rounded(lambda value: f"{value / 1e6:.2f}"),
     ),
     Table(

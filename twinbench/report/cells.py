@@ -18,7 +18,7 @@ WORDS = (
     "origin",
     "expert is",
     "best setting",
-    "place among them",
+    "place in the largest search",
 )
 PLAIN = (*NAMES, *WORDS)  # columns of text; the others are of numbers
 COUNTS = ("settings tried",)  # columns of whole numbers

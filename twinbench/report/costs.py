@@ -36,6 +36,10 @@ def storage(rows: list[Row], held_out: Mapping[str, Settings], counted: list[Col
     """Bytes per part and in total, mean over seeds, how the exclusive parts are stored, and what the row cost in data.
 
     How they are stored is there where a record says it; a row whose records are older has no word there.
+
+    Args:
+        held_out: per method of the rows what held-out rows have scored.
+        counted: the columns that a setting's place goes by.
     """
     parts = ["shared", "exclusive", "router"]
     lines = []
@@ -45,10 +49,10 @@ def storage(rows: list[Row], held_out: Mapping[str, Settings], counted: list[Col
         kinds = dict.fromkeys(kind for record in first if (kind := record["exclusive_kind"]))
         stored = {"exclusive stored as": ", ".join(kinds) or None, "data needs": first[0]["reads"]}
         settings = held_out[row.method]
-        stored |= {"settings tried": settings.tried, "place among them": settings.place(row, counted)}
+        stored |= {"settings tried": settings.tried, "place in the largest search": settings.place(row, counted)}
         lines.append({"method": row.label} | sizes | {"total": sum(sizes.values())} | stored)
     told = ["exclusive stored as"] if any(line["exclusive stored as"] for line in lines) else []
-    columns = ["method", *parts, "total", *told, "data needs", "settings tried", "place among them"]
+    columns = ["method", *parts, "total", *told, "data needs", "settings tried", "place in the largest search"]
     return pd.DataFrame(lines, columns=columns)
 
 

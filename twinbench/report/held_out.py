@@ -2,45 +2,50 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from twinbench.protocol import NORMALIZER
-from twinbench.records.record import UPPER
-from twinbench.report.blocks import Column, Row
+from twinbench.report.blocks import Column, Row, Run, blocks
 
 Setting = tuple[str, str]  # a method's parameters and its router, as JSON
-Search = tuple[str, str, str]  # (suite_id, precision, protocol): what scores that are compared have in common
-Shares = dict[Column, list[float]]  # scores in parts of the individual expert's, one per seed
+Shares = dict[Column, float]  # scores in parts of the individual expert's
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one method that were scored on held-out rows of the same experts, in one search or several."""
+    """The settings of one method that were scored on held-out rows of the same experts, search by search, newest first.
 
-    searches: dict[Search, dict[Setting, Shares]] = field(default_factory=dict)
+    A search is what may stand in one table: one (suite_id, precision, protocol).
+    """
+
+    searches: tuple[Mapping[Setting, Shares], ...] = ()
 
     @property
     def tried(self) -> int:
-        """How many there are. The seeds of a setting count once."""
-        return len({setting for settings in self.searches.values() for setting in settings})
+        """How many settings there are in all searches together. The seeds of a setting count once."""
+        return len({setting for settings in self.searches for setting in settings})
 
     def place(self, row: Row, counted: list[Column]) -> str | None:
-        """The row's place by its average over the columns that are counted, as in "1 of 8"; None where it has none.
+        """The place of the row's setting in the largest search, as in "1 of 8"; of several as large, in the newest.
 
-        Parameters that were scored under other routers alone have the place of the best of these. Of several searches
-        the one with the most settings counts.
+        A router that was not searched has the place of its method's parameters under the best router that was.
+
+        Args:
+            row: of the same method, on other rows of the same tasks.
+            counted: the columns that the average is over. A setting that lacks one does not count.
+
+        Returns:
+            None if the search lacks the setting, or has no other.
         """
-        own = _setting(row.runs[0].records[0])
-        found = []
-        for settings in self.searches.values():
-            means = {setting: _mean(shares, counted) for setting, shares in settings.items()}
+        own, found = _setting(row), []
+        for settings in self.searches:
+            means = {setting: np.mean([shares[c] for c in counted]) for setting, shares in _whole(settings, counted)}
             alike = [mean for (params, _), mean in means.items() if params == own[0]]
-            mean = means.get(own, max(alike, default=np.nan))
-            if np.isfinite(mean):
+            if alike and len(means) > 1:
+                mean = means.get(own, max(alike))
                 found.append((len(means), 1 + sum(other > mean for other in means.values())))
-        return "{1} of {0}".format(*max(found)) if found else None
+        return "{1} of {0}".format(*max(found, key=lambda place: place[0])) if found else None
 
 
 def settings(rows: Iterable[Mapping]) -> dict[tuple[str, str], Settings]:
@@ -56,34 +61,40 @@ def settings(rows: Iterable[Mapping]) -> dict[tuple[str, str], Settings]:
     for row in rows:
         newest[row["suite_id"]] |= {row["task"]: row["expert"]} if row["expert"] else {}
     experts = {suite_id: frozenset(of.items()) or suite_id for suite_id, of in newest.items()}  # old records name none
-    scored = [row for row in rows if row["split"] == "validation"]
-    tops = {
-        (row["suite_id"], row["precision"], row["task"], row["metric"]): row["value"]
-        for row in scored
-        if row["role"] == UPPER and row["protocol"] == NORMALIZER and row["primary"]
-    }
-    found: dict[tuple, dict[Search, dict[Setting, Shares]]] = {}
-    for row in scored:
-        searches = found.setdefault((experts[row["suite_id"]], row["method"]), {})
-        search = row["suite_id"], row["precision"], row["protocol"]
-        shares = searches.setdefault(search, {}).setdefault(_setting(row), {})
-        top = tops.get((*search[:2], row["task"], row["metric"]), 0)
-        if row["primary"] and top > 0:
-            shares.setdefault((row["task"], row["metric"]), []).append(row["value"] / top)
+    found: dict[tuple, list[dict[Setting, Shares]]] = {}
+    for block in blocks(row for row in rows if row["split"] == "validation"):
+        tops = _means(block.individual, block.columns)
+        searches: dict[str, dict[Setting, Shares]] = {}
+        for row in block.rows:
+            scores = _means(row.runs, block.columns)
+            shares = {column: scores[column] / tops[column] for column in scores if tops.get(column, 0) > 0}
+            searches.setdefault(row.method, {})[_setting(row)] = shares
+        for method, settings in searches.items():
+            found.setdefault((experts[block.suite_id], method), []).append(settings)
     return {
-        (suite_id, method): Settings(searches)
+        (suite_id, method): Settings(tuple(searches))
         for (mine, method), searches in found.items()
         for suite_id, theirs in experts.items()
         if theirs == mine
     }
 
 
-def _setting(record: Mapping) -> Setting:
+def _means(runs: list[Run], columns: list[Column]) -> dict[Column, float]:
+    """The mean score over the seeds, of the columns that each of them has."""
+    whole = [column for column in columns if runs and all(column in run.scores for run in runs)]
+    return {column: float(np.mean([run.scores[column] for run in runs])) for column in whole}
+
+
+def _whole(settings: Mapping[Setting, Shares], counted: list[Column]) -> list[tuple[Setting, Shares]]:
+    """The settings that have a score in each column that is counted; none where no column counts."""
+    return [
+        (setting, shares)
+        for setting, shares in settings.items()
+        if counted and all(column in shares for column in counted)
+    ]
+
+
+def _setting(row: Row) -> Setting:
+    record = row.runs[0].records[0]
     params, router = (json.dumps(record[name], sort_keys=True) for name in ("params", "router"))
     return params, router
-
-
-def _mean(shares: Shares, counted: list[Column]) -> float:
-    """The average of the columns that are counted; NaN where one is missing, or none counts."""
-    means = [np.mean(shares.get(column, np.nan)) for column in counted]
-    return float(np.mean(means)) if means else np.nan
