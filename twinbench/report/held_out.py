@@ -27,7 +27,7 @@ class Settings:
         return len({setting for settings in self.searches for setting in settings})
 
     def place(self, row: Row, counted: list[Column]) -> str | None:
-        """The place of the row's setting in the largest search, as in "1 of 8"; of several as large, in the newest.
+        """The place of the row's setting in the largest search that has it, as in "1 of 8"; of several, in the newest.
 
         A router that was not searched has the place of its method's parameters under the best router that was.
 
@@ -36,7 +36,7 @@ class Settings:
             counted: the columns that the average is over. A setting that lacks one does not count.
 
         Returns:
-            None if the search lacks the setting, or has no other.
+            None if no search has it beside another setting.
         """
         own, found = _setting(row), []
         for settings in self.searches:
