@@ -86,7 +86,7 @@ class Served(HFLM):
         merged, factored = self._merged, self._bench.suite.factored
         shared = None if factored else merged.shared  # factors run beside the base, which the module holds and keeps
         if self._weights is None and not merged.always:
-            with self._bench.holding(shared), gated(self.model, merged) if merged.gates else nullcontext():
+            with self._bench.answering(shared), gated(self.model, merged) if merged.gates else nullcontext():
                 return ask(requests)
         weights = torch.zeros(len(requests), 0)
         if self._weights is not None:
@@ -94,7 +94,7 @@ class Served(HFLM):
         distinct, group = (weights, None) if factored else weights.unique(dim=0, return_inverse=True)
         if factored or not merges_each(len(distinct), *weights.shape):
             self._route_of = {request.args[0]: route for request, route in zip(requests, weights, strict=True)}
-            with self._bench.holding(shared), attach(self.model, merged, self._tolerance) as self._routes:
+            with self._bench.answering(shared), attach(self.model, merged, self._tolerance) as self._routes:
                 try:
                     return ask(requests)
                 finally:
@@ -102,7 +102,7 @@ class Served(HFLM):
         found: list = [None] * len(requests)
         for number, route in enumerate(distinct):
             rows = (group == number).nonzero().flatten().tolist()
-            with self._bench.holding(with_route(merged, route.tolist())):
+            with self._bench.answering(with_route(merged, route.tolist())):
                 answers = ask([requests[row] for row in rows])
             for row, answer in zip(rows, answers, strict=True):
                 found[row] = answer
@@ -152,7 +152,7 @@ class Served(HFLM):
             self._in_batches(contexts, run, bar, size)
         return [options[tuple(context)][tuple(continuation)] for _, context, continuation in requests]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _scored(
         self, contexts: list[Sequence[int]], options: list[list[Sequence[int]]], texts: list[str]
     ) -> list[list[tuple[float, bool]]]:
