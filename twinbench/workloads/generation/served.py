@@ -1,11 +1,12 @@
 """A merged or routed causal language model as lm-eval's ``HFLM``: a prompt is answered under its route's weights.
 
-Log-likelihoods are computed here, not by ``HFLM``: the options of a question share one pass over its prompt, and logits
-are formed where an answer is, not over the whole prompt. Generation is ``HFLM``'s own.
+Log-likelihoods are computed here, not by ``HFLM``: the options of a question share one pass over its prompt and over
+what they begin with, and logits are formed where an answer is, not over the whole prompt. Generation is ``HFLM``'s own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from twinbench.routing.batch import Routes, merges_each
 from twinbench.routing.layerwise import gated
 from twinbench.system import processes
 from twinbench.workbench import Workbench
+
+Tokens = tuple[int, ...]
 
 
 class Served(HFLM):
@@ -132,17 +135,17 @@ class Served(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations, and whether each is what greedy decoding writes."""
-        options: dict[tuple[int, ...], dict[tuple[int, ...], tuple[float, bool] | None]] = {}
+        options: dict[Tokens, dict[Tokens, tuple[float, bool] | None]] = {}
         texts = {}
         for (text, _), context, continuation in requests:
             options.setdefault(tuple(context), {})[tuple(continuation)] = None
             texts[tuple(context)] = text
         contexts = sorted(options, key=len, reverse=True)
         most = max(len(found) for found in options.values())
-        longest = max(len(continuation) for found in options.values() for continuation in found)
+        longest = max(len(option) - len(_beginning([*found])) for found in options.values() for option in found)
         size = int(self.batch_size) if longest == 1 else max(1, int(self.batch_size) // most)
 
-        def run(part: list[tuple[int, ...]]) -> list[None]:
+        def run(part: list[Tokens]) -> list[None]:
             found = self._scored(part, [list(options[context]) for context in part], [texts[c] for c in part])
             for context, scores in zip(part, found, strict=True):
                 options[context] = dict(zip(options[context], scores, strict=True))
@@ -154,28 +157,40 @@ class Served(HFLM):
 
     @torch.no_grad()
     def _scored(
-        self, contexts: list[Sequence[int]], options: list[list[Sequence[int]]], texts: list[str]
+        self, contexts: list[Tokens], options: list[list[Tokens]], texts: list[str]
     ) -> list[list[tuple[float, bool]]]:
-        """Score each context's options: a pass over the contexts, and one over what follows an option's first token."""
+        """Score each context's options: a pass over what they have in common, and one over what is left of them.
+
+        lm-eval moves the white space at a prompt's end to the options, so they begin alike also where they are letters.
+        """
         room = self.max_length - max(len(option) for found in options for option in found)
         cut = sum(len(context) > room for context in contexts)
         if cut:
             self._warn(f"{cut} prompts longer than {room} tokens: their beginning is left out")
-        ids, mask = _padded([list(context)[-room:] for context in contexts], left=True, device=self.device)
-        several = any(len(option) > 1 for found in options for option in found)
+        begun = [_beginning(found) for found in options]
+        read = [[*context[-room:], *beginning] for context, beginning in zip(contexts, begun, strict=True)]
+        ids, mask = _padded(read, left=True, device=self.device)
+        owners = [row for row, found in enumerate(options) for _ in found]
+        rests = [option[len(beginning) :] for beginning, found in zip(begun, options, strict=True) for option in found]
+        several = any(len(rest) > 1 for rest in rests)
         self._follow(texts, range(len(texts)))
         out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=several, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=_positions(mask),
+            use_cache=several,
+            logits_to_keep=1 + max(map(len, begun)),
         )
-        first = out.logits[:, -1].float().log_softmax(-1)
-        owners = [row for row, found in enumerate(options) for _ in found]
-        flat = [list(option) for found in options for option in found]
-        scores = [float(first[row, option[0]]) for row, option in zip(owners, flat, strict=True)]
-        greedy = [int(first[row].argmax()) == option[0] for row, option in zip(owners, flat, strict=True)]
+        logits = out.logits.float()
+        firsts = [
+            _told(logits[row, -1 - len(beginning) : logits.shape[1] - 1], beginning)
+            for row, beginning in enumerate(begun)
+        ]
+        pairs = [_and(firsts[row], _told(logits[row, -1:], rest[:1])) for row, rest in zip(owners, rests, strict=True)]
         if several:
             cache, rows = out.past_key_values, torch.tensor(owners, device=ids.device)
             cache.batch_select_indices(rows)
-            inputs, shown = _padded([option[:-1] for option in flat], left=False, device=self.device)
+            inputs, shown = _padded([rest[:-1] for rest in rests], left=False, device=self.device)
             whole = torch.cat([mask[rows], shown], 1)
             self._follow(texts, owners)
             logits = self.model(
@@ -185,14 +200,10 @@ class Served(HFLM):
                 past_key_values=cache,
                 use_cache=True,
             ).logits.float()
-            for row, option in enumerate(flat):
-                if len(option) > 1:
-                    wanted = torch.tensor(option[1:], device=ids.device)
-                    found = logits[row, : len(wanted)]
-                    scores[row] += float(found.log_softmax(-1).gather(1, wanted[:, None]).sum())
-                    greedy[row] = greedy[row] and bool((found.argmax(-1) == wanted).all())
-        pairs = iter(zip(scores, greedy, strict=True))
-        return [[next(pairs) for _ in found] for found in options]
+            told = [_told(logits[row, : len(rest) - 1], rest[1:]) for row, rest in enumerate(rests)]
+            pairs = [_and(*both) for both in zip(pairs, told, strict=True)]
+        each = iter(pairs)
+        return [[next(each) for _ in found] for found in options]
 
     def tok_batch_encode(self, strings: Sequence[str], *args, **kwargs) -> tuple[Tensor, Tensor]:
         """As ``HFLM``'s, which calls this for each batch right before it generates: these are the prompts of it."""
@@ -212,6 +223,23 @@ class Served(HFLM):
     def _warn(self, what: str) -> None:
         if what not in self.warnings:
             self.warnings.append(what)
+
+
+def _beginning(options: list[Tokens]) -> Tokens:
+    """The tokens that all options begin with, the last token of each left out."""
+    tokens = takewhile(lambda column: len(set(column)) == 1, zip(*(option[:-1] for option in options), strict=False))
+    return tuple(column[0] for column in tokens)
+
+
+def _told(logits: Tensor, tokens: Tokens) -> tuple[float, bool]:
+    """The log-likelihood of tokens by the logits (tokens, vocabulary) before each, and if each is the likeliest."""
+    wanted = torch.tensor(tokens, dtype=torch.long, device=logits.device)
+    found = logits.log_softmax(-1).gather(1, wanted[:, None])
+    return float(found.sum()), bool((logits.argmax(-1) == wanted).all())
+
+
+def _and(first: tuple[float, bool], then: tuple[float, bool]) -> tuple[float, bool]:
+    return first[0] + then[0], first[1] and then[1]
 
 
 def _padded(rows: list[list[int]], *, left: bool, device) -> tuple[Tensor, Tensor]:
