@@ -6,7 +6,7 @@ what they begin with, and logits are formed where an answer is, not over the who
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 import torch
 import torch.nn.functional as F
@@ -111,11 +111,16 @@ class Served(HFLM):
                 found[row] = answer
         return found
 
-    def _in_batches(self, items: list, run: Callable[[list], list], bar: tqdm, size: int | None = None) -> list:
-        """Run items in batches; where a GPU's memory is too small for one, in smaller ones from then on."""
-        size, found = size or int(self.batch_size), []
+    def _in_batches(self, items: list, run: Callable[[list], list], bar: tqdm, rows: Callable = lambda _: 1) -> list:
+        """Run items in batches; where a GPU's memory is too small for one, in smaller ones from then on.
+
+        Args:
+            rows: how many rows of a batch an item takes. One item is run, however many it takes.
+        """
+        size, found = int(self.batch_size), []
         while len(found) < len(items):
-            part = items[len(found) : len(found) + size]
+            ends = accumulate(rows(item) for item in items[len(found) : len(found) + size])
+            part = items[len(found) : len(found) + max(1, sum(end <= size for end in ends))]
             try:
                 found += run(part)
             except torch.OutOfMemoryError:
@@ -141,9 +146,11 @@ class Served(HFLM):
             options.setdefault(tuple(context), {})[tuple(continuation)] = None
             texts[tuple(context)] = text
         contexts = sorted(options, key=len, reverse=True)
-        most = max(len(found) for found in options.values())
-        longest = max(len(option) - len(_beginning([*found])) for found in options.values() for option in found)
-        size = int(self.batch_size) if longest == 1 else max(1, int(self.batch_size) // most)
+
+        def rows(context: Tokens) -> int:
+            """One where options differ in their last token alone: a pass over the prompt is all that they take."""
+            found = [*options[context]]
+            return 1 if max(map(len, found)) == 1 + len(_beginning(found)) else len(found)
 
         def run(part: list[Tokens]) -> list[None]:
             found = self._scored(part, [list(options[context]) for context in part], [texts[c] for c in part])
@@ -152,7 +159,7 @@ class Served(HFLM):
             return [None] * len(part)
 
         with tqdm(total=len(contexts), desc="log-likelihoods", unit="prompt", leave=False) as bar:
-            self._in_batches(contexts, run, bar, size)
+            self._in_batches(contexts, run, bar, rows)
         return [options[tuple(context)][tuple(continuation)] for _, context, continuation in requests]
 
     @torch.no_grad()
