@@ -227,6 +227,27 @@ def test_where_memory_is_too_small_batches_shrink_and_the_record_says_so(suite):
             served._in_batches([[1]], lambda part: run([0] * 4), bar)
 
 
+def test_a_batch_holds_as_many_rows_as_its_size_and_at_least_one_item(suite):
+    served, parts = scoring._served(bench_of(suite, 8)), []
+    with served.serving(Merged({}), None, 0.0), tqdm(disable=True) as bar:
+        served._in_batches([5, 3, 1, 9, 8, 1], lambda part: parts.append(part) or part, bar, rows=lambda item: item)
+    assert parts == [[5, 3], [1], [9], [8], [1]]
+
+
+def test_letters_take_one_pass_over_whole_batches_of_prompts(suite):
+    """lm-eval moves the white space before an answer into it, so that each letter is an option of two tokens."""
+    own, shapes = bench_of(suite, 8), []
+    keep = own.module.register_forward_pre_hook(
+        lambda _, given, named: shapes.append(named["input_ids"].shape), with_kwargs=True
+    )
+    try:
+        results = scoring._evaluated(own, Setting(BASE, None), "bbq", "test")[0]
+    finally:
+        keep.remove()
+    (samples,) = results["samples"].values()
+    assert sum(rows for rows, _ in shapes) == len(samples) and len(shapes) == -(-len(samples) // 8)
+
+
 def test_the_command_line_of_lm_eval_gives_the_score_of_the_individual_model(family, tmp_path):
     """`lm_eval --model hf` on base and adapter, typed as in the README, over the whole test."""
     whole = load_task(family, "bbq", rows=dict.fromkeys(ROWS))
