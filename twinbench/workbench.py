@@ -68,6 +68,16 @@ class Workbench:
         finally:
             self._held = False
 
+    @contextmanager
+    def answering(self, state: Mapping[str, Tensor] | None) -> Iterator[nn.Module]:
+        """As `holding`, for passes that change no weight and need no gradient: what autocast makes of a weight is kept.
+
+        PyTorch keeps it while any autocast context is open, here one that is off, but not in inference mode. It would
+        cast all weights in each pass otherwise, which takes longer than to write one more token.
+        """
+        with self.holding(state) as module, torch.autocast(torch.device(self.device).type, enabled=False):
+            yield module
+
     def _load(self, state: Mapping[str, Tensor]) -> None:
         missing, unexpected = self.module.load_state_dict(state, strict=False)
         tied = getattr(self.module, "all_tied_weights_keys", {})

@@ -102,8 +102,8 @@ TABLES = (
         "method's authors would store masks or factors; empty: the record is older than this column. Data needs: "
         "what the method and its router read beside the experts' weights, apart from choosing hyperparameters. "
         "Settings tried: of the method, on held-out rows of these experts, as far as there are records. Place: of the "
-        "row's parameters by their average there, in the search with the most settings; 1 of 8 is the best of eight. A "
-        "router that was not searched has the place of its method's parameters. Empty: not in that search.",
+        "row's parameters by their average there, in the largest search that has them; 1 of 8 is the best of eight. A "
+        "router that was not searched has the place of its method's parameters. Empty: no search has them.",
         rounded(lambda value: f"{value / 1e6:.2f}"),
     ),
     Table(

@@ -64,7 +64,7 @@ def _forward(bench: Workbench, setting: Setting, task: str, split: str) -> tuple
     start = time.perf_counter()
     if weights is None:
         with (
-            bench.holding({**for_every_input(made), **own}) as module,
+            bench.answering({**for_every_input(made), **own}) as module,
             gated(module, made) if made.gates else nullcontext(),
         ):
             logits = forward(bench, classifier(suite, task, module), task, split)
@@ -72,20 +72,20 @@ def _forward(bench: Workbench, setting: Setting, task: str, split: str) -> tuple
     distinct, group = weights.unique(dim=0, return_inverse=True)
     if not merges_each(len(distinct), *weights.shape):
         tolerance = setting.router.use.tolerance if setting.router else 0.0
-        with bench.holding(made.shared | own) as module, attach(module, made, tolerance) as routes:
+        with bench.answering(made.shared | own) as module, attach(module, made, tolerance) as routes:
             logits = forward(bench, classifier(suite, task, module), task, split, routes=(routes, weights))
         return logits, time.perf_counter() - start
     logits = None
     for number, route in enumerate(distinct):  # a handful of routes: each is merged once and is a static model
         rows = (group == number).nonzero().flatten()
-        with bench.holding(with_route(made, route.tolist()) | own) as module:
+        with bench.answering(with_route(made, route.tolist()) | own) as module:
             found = forward(bench, classifier(suite, task, module), task, split, rows.tolist())
         logits = found.new_empty(len(weights), found.shape[1]) if logits is None else logits
         logits[rows] = found
     return logits, time.perf_counter() - start
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def forward(
     bench: Workbench,
     model: nn.Module,

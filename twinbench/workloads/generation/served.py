@@ -1,14 +1,13 @@
 """A merged or routed causal language model as lm-eval's ``HFLM``: a prompt is answered under its route's weights.
 
-Log-likelihoods are computed here, not by ``HFLM``: the options of a question share one pass over its prompt, and logits
-are formed where an answer is, not over the whole prompt. Generation is ``HFLM``'s own.
+Log-likelihoods are `likelihood`'s, generation is ``HFLM``'s own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
@@ -20,6 +19,8 @@ from twinbench.routing.batch import Routes, merges_each
 from twinbench.routing.layerwise import gated
 from twinbench.system import processes
 from twinbench.workbench import Workbench
+from twinbench.workloads.generation import likelihood
+from twinbench.workloads.generation.likelihood import Score, Tokens
 
 
 class Served(HFLM):
@@ -86,7 +87,7 @@ class Served(HFLM):
         merged, factored = self._merged, self._bench.suite.factored
         shared = None if factored else merged.shared  # factors run beside the base, which the module holds and keeps
         if self._weights is None and not merged.always:
-            with self._bench.holding(shared), gated(self.model, merged) if merged.gates else nullcontext():
+            with self._bench.answering(shared), gated(self.model, merged) if merged.gates else nullcontext():
                 return ask(requests)
         weights = torch.zeros(len(requests), 0)
         if self._weights is not None:
@@ -94,7 +95,7 @@ class Served(HFLM):
         distinct, group = (weights, None) if factored else weights.unique(dim=0, return_inverse=True)
         if factored or not merges_each(len(distinct), *weights.shape):
             self._route_of = {request.args[0]: route for request, route in zip(requests, weights, strict=True)}
-            with self._bench.holding(shared), attach(self.model, merged, self._tolerance) as self._routes:
+            with self._bench.answering(shared), attach(self.model, merged, self._tolerance) as self._routes:
                 try:
                     return ask(requests)
                 finally:
@@ -102,17 +103,22 @@ class Served(HFLM):
         found: list = [None] * len(requests)
         for number, route in enumerate(distinct):
             rows = (group == number).nonzero().flatten().tolist()
-            with self._bench.holding(with_route(merged, route.tolist())):
+            with self._bench.answering(with_route(merged, route.tolist())):
                 answers = ask([requests[row] for row in rows])
             for row, answer in zip(rows, answers, strict=True):
                 found[row] = answer
         return found
 
-    def _in_batches(self, items: list, run: Callable[[list], list], bar: tqdm, size: int | None = None) -> list:
-        """Run items in batches; where a GPU's memory is too small for one, in smaller ones from then on."""
-        size, found = size or int(self.batch_size), []
+    def _in_batches(self, items: list, run: Callable[[list], list], bar: tqdm, rows: Callable = lambda _: 1) -> list:
+        """Run items in batches; where a GPU's memory is too small for one, in smaller ones from then on.
+
+        Args:
+            rows: how many rows of a batch an item takes. One item is run, however many it takes.
+        """
+        size, found = int(self.batch_size), []
         while len(found) < len(items):
-            part = items[len(found) : len(found) + size]
+            ends = accumulate(rows(item) for item in items[len(found) : len(found) + size])
+            part = items[len(found) : len(found) + max(1, sum(end <= size for end in ends))]
             try:
                 found += run(part)
             except torch.OutOfMemoryError:
@@ -132,67 +138,40 @@ class Served(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations, and whether each is what greedy decoding writes."""
-        options: dict[tuple[int, ...], dict[tuple[int, ...], tuple[float, bool] | None]] = {}
+        options: dict[Tokens, dict[Tokens, Score | None]] = {}
         texts = {}
         for (text, _), context, continuation in requests:
             options.setdefault(tuple(context), {})[tuple(continuation)] = None
             texts[tuple(context)] = text
-        contexts = sorted(options, key=len, reverse=True)
-        most = max(len(found) for found in options.values())
-        longest = max(len(continuation) for found in options.values() for continuation in found)
-        size = int(self.batch_size) if longest == 1 else max(1, int(self.batch_size) // most)
+        room = {context: self.max_length - max(map(len, found)) for context, found in options.items()}
+        cut = sum(len(context) > room[context] for context in options)
+        if cut:
+            self._warn(f"{cut} prompts longer than {self.max_length} tokens: their beginning is left out")
+        read = {context: context[-room[context] :] for context in options}
+        # Under another route the same tokens have other states.
+        shots = likelihood.shared(set(read.values()) if self._routes is None else ())
+        order = sorted(options, key=lambda context: (-shots.get(read[context], 0), -len(context), read[context]))
 
-        def run(part: list[tuple[int, ...]]) -> list[None]:
-            found = self._scored(part, [list(options[context]) for context in part], [texts[c] for c in part])
+        def rows(context: Tokens) -> int:
+            """One where options differ in their last token alone: a pass over the prompt is all that they take."""
+            found = [*options[context]]
+            return 1 if max(map(len, found)) == 1 + len(likelihood.beginning(found)) else len(found)
+
+        def run(part: list[Tokens]) -> list[None]:
+            found = likelihood.scored(
+                self.model,
+                [read[context] for context in part],
+                [shots.get(read[context], 0) for context in part],
+                [list(options[context]) for context in part],
+                lambda owners: self._follow([texts[context] for context in part], owners),
+            )
             for context, scores in zip(part, found, strict=True):
                 options[context] = dict(zip(options[context], scores, strict=True))
             return [None] * len(part)
 
-        with tqdm(total=len(contexts), desc="log-likelihoods", unit="prompt", leave=False) as bar:
-            self._in_batches(contexts, run, bar, size)
+        with tqdm(total=len(order), desc="log-likelihoods", unit="prompt", leave=False) as bar:
+            self._in_batches(order, run, bar, rows)
         return [options[tuple(context)][tuple(continuation)] for _, context, continuation in requests]
-
-    @torch.inference_mode()
-    def _scored(
-        self, contexts: list[Sequence[int]], options: list[list[Sequence[int]]], texts: list[str]
-    ) -> list[list[tuple[float, bool]]]:
-        """Score each context's options: a pass over the contexts, and one over what follows an option's first token."""
-        room = self.max_length - max(len(option) for found in options for option in found)
-        cut = sum(len(context) > room for context in contexts)
-        if cut:
-            self._warn(f"{cut} prompts longer than {room} tokens: their beginning is left out")
-        ids, mask = _padded([list(context)[-room:] for context in contexts], left=True, device=self.device)
-        several = any(len(option) > 1 for found in options for option in found)
-        self._follow(texts, range(len(texts)))
-        out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=several, logits_to_keep=1
-        )
-        first = out.logits[:, -1].float().log_softmax(-1)
-        owners = [row for row, found in enumerate(options) for _ in found]
-        flat = [list(option) for found in options for option in found]
-        scores = [float(first[row, option[0]]) for row, option in zip(owners, flat, strict=True)]
-        greedy = [int(first[row].argmax()) == option[0] for row, option in zip(owners, flat, strict=True)]
-        if several:
-            cache, rows = out.past_key_values, torch.tensor(owners, device=ids.device)
-            cache.batch_select_indices(rows)
-            inputs, shown = _padded([option[:-1] for option in flat], left=False, device=self.device)
-            whole = torch.cat([mask[rows], shown], 1)
-            self._follow(texts, owners)
-            logits = self.model(
-                input_ids=inputs,
-                attention_mask=whole,
-                position_ids=_positions(whole)[:, mask.shape[1] :],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits.float()
-            for row, option in enumerate(flat):
-                if len(option) > 1:
-                    wanted = torch.tensor(option[1:], device=ids.device)
-                    found = logits[row, : len(wanted)]
-                    scores[row] += float(found.log_softmax(-1).gather(1, wanted[:, None]).sum())
-                    greedy[row] = greedy[row] and bool((found.argmax(-1) == wanted).all())
-        pairs = iter(zip(scores, greedy, strict=True))
-        return [[next(pairs) for _ in found] for found in options]
 
     def tok_batch_encode(self, strings: Sequence[str], *args, **kwargs) -> tuple[Tensor, Tensor]:
         """As ``HFLM``'s, which calls this for each batch right before it generates: these are the prompts of it."""
@@ -212,16 +191,3 @@ class Served(HFLM):
     def _warn(self, what: str) -> None:
         if what not in self.warnings:
             self.warnings.append(what)
-
-
-def _padded(rows: list[list[int]], *, left: bool, device) -> tuple[Tensor, Tensor]:
-    """Token ids (n, longest) and their mask, 0 where there is padding."""
-    width = max(len(row) for row in rows)
-    sides = [(width - len(row), 0) if left else (0, width - len(row)) for row in rows]
-    ids = torch.stack([F.pad(torch.tensor(row, dtype=torch.long), side) for row, side in zip(rows, sides, strict=True)])
-    mask = torch.stack([F.pad(torch.ones(len(row), dtype=torch.long), s) for row, s in zip(rows, sides, strict=True)])
-    return ids.to(device), mask.to(device)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)
