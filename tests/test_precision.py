@@ -136,3 +136,15 @@ def test_a_weight_is_cast_once_while_a_state_answers_and_anew_for_the_next_state
         for one, other in zip(plain, kept, strict=True):
             assert torch.equal(one, other)
     assert not torch.equal(passes(own.answering, states[0])[0][0], passes(own.answering, states[1])[0][0])
+
+
+def test_a_task_is_scored_with_one_cast_of_each_weight(family, monkeypatch, tmp_path):
+    monkeypatch.setenv("TWINBENCH_CACHE", str(tmp_path))
+    setting = Setting(Method("base", "base", lambda b, e: individual.merge(b, {})), None, None, 0)
+    counts = []
+    for size in (1, 100):
+        own = bench(opened(family), size, "bfloat16")
+        with Casts(own.module) as casts:
+            logits(own, setting, "size")
+        counts.append(casts.count)
+    assert counts[0] == counts[1] > 0

@@ -72,8 +72,8 @@ class Workbench:
     def answering(self, state: Mapping[str, Tensor] | None) -> Iterator[nn.Module]:
         """As `holding`, for passes that change no weight and need no gradient: what autocast makes of a weight is kept.
 
-        PyTorch keeps it while any autocast context is open, here one that is off, but not in inference mode. It would
-        cast all weights in each pass otherwise, which takes longer than to write one more token.
+        PyTorch keeps it while any autocast context is open, here one that is off, but not in inference mode. Otherwise
+        each pass casts all weights again.
         """
         with self.holding(state) as module, torch.autocast(torch.device(self.device).type, enabled=False):
             yield module

@@ -71,7 +71,7 @@ def vector_effect(
         route = [float(expert == name) for expert in merged.exclusive]
         logits = []
         for model in (merged, bare):
-            with bench.holding(with_route(model, route)) as module:
+            with bench.answering(with_route(model, route)) as module:
                 logits.append(kind.forward(bench, kind.classifier(bench.suite, name, module), name, "test", rows))
         labels, classes = task.labels("test")[rows], task.classes is not None
         whole, alone = (score(task.metrics[0], labels, predictions(found.numpy(), classes)) for found in logits)

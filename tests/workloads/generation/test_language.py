@@ -16,7 +16,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from baselines import individual, pretrained, task_arithmetic, ties
 from support.commands import OS_ENVIRON, command
@@ -27,6 +27,7 @@ from twinbench.merging.merged import Merged, with_route
 from twinbench.merging.method import Method
 from twinbench.records import store
 from twinbench.routing import features, learned
+from twinbench.routing.batch import merges_each
 from twinbench.routing.learned import Setting
 from twinbench.routing.mlp import Mlp
 from twinbench.routing.recipe import Features, Recipe, Use
@@ -34,8 +35,8 @@ from twinbench.suite import Suite, Task
 from twinbench.workbench import Workbench, merged
 from twinbench.workloads.generation import data as language
 from twinbench.workloads.generation import finetune as instruct
+from twinbench.workloads.generation import likelihood, workload
 from twinbench.workloads.generation import score as scoring
-from twinbench.workloads.generation import workload
 from twinbench.workloads.generation.open import module, open_suite, open_tokenizer
 
 ROWS = {"train": 10, "validation": 6, "test": 5}
@@ -146,13 +147,15 @@ def test_an_expert_scores_as_lm_eval_scores_its_adapter(family, suite, bench, ta
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("per_route", [1, 24], ids=["side by side", "merged"])
-def test_each_prompt_is_answered_under_its_own_dense_merge(family, suite, bench, task, per_route, monkeypatch):
+@pytest.mark.parametrize("routes", [[0, 1, 2, 3, 4], [0, 1, 0, 1, 2]], ids=["side by side", "merged"])
+def test_each_prompt_is_answered_under_its_own_dense_merge(family, suite, bench, task, routes, monkeypatch):
     """A batch of different soft routes, or few routes that are merged, against a model merged for each prompt alone."""
     draws = torch.rand(5, len(TASKS), generator=torch.Generator().manual_seed(1)).softmax(-1)
-    weights = draws if per_route == 1 else draws[[0, 1, 0, 1, 2]]
+    weights = draws[routes]
     monkeypatch.setattr(scoring, "applied", lambda *_: weights)
-    monkeypatch.setattr("twinbench.routing.batch.SHARED", per_route)
+    monkeypatch.setattr("twinbench.workloads.generation.likelihood.SHARED", 8)  # all prompts begin alike
+    monkeypatch.setattr("twinbench.routing.batch.SHARED", 10**9)  # more routes than experts are never merged
+    assert merges_each(len(set(routes)), len(routes), len(TASKS)) == (len(set(routes)) < 5)
     got, made = answered(scoring._evaluated(bench, routed(), task, "test")[0]), merged(bench, twin(), False)[0]
     model = AutoModelForCausalLM.from_pretrained(family / "base")
     for row in range(5):
@@ -266,6 +269,47 @@ def test_prompts_that_begin_alike_share_a_pass_over_their_beginning(suite, monke
             alone = float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum())
             assert one[0] == pytest.approx(alone, abs=1e-3) and other[0] == pytest.approx(alone, abs=1e-3)
             assert one[1] == other[1] == bool((logits.argmax(-1) == wanted).all())
+
+
+def test_a_prompt_that_is_too_long_is_read_from_its_end(suite):
+    own = bench_of(suite, 4)
+    served = scoring._served(own)
+    served._max_length = 20
+    context, options = list(range(3, 43)), [[5, 6], [7, 8, 9]]
+    with served.serving(Merged({}), None, 0.0), own.answering(own.suite.base):
+        cut = served._loglikelihood_tokens([(("", ""), context, option) for option in options])
+        whole = served._loglikelihood_tokens([(("", ""), context[-17:], option) for option in options])
+        assert cut == whole and len(served.warnings) == 1
+
+
+def test_layers_that_see_a_window_share_no_beginning():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "vocab_size": 64}
+    for window, expected in ((None, True), (8, False)):
+        model = MistralForCausalLM(MistralConfig(sliding_window=window, **sizes)).eval()
+        assert likelihood.shares(model) == expected
+        prompts = [tuple(range(3, 23 + at)) for at in range(3)]
+        options, nobody = [(9, 8, 7), (9, 5)], lambda _: None
+        together = likelihood.scored(model, prompts, [0] * 3, [options] * 3, nobody)
+        for prompt, one in zip(prompts, together, strict=True):
+            (other,) = likelihood.scored(model, [prompt], [0], [options], nobody)
+            assert [score for score, _ in one] == pytest.approx([score for score, _ in other], abs=1e-4)
+
+
+def test_options_that_are_read_to_their_end_are_counted_as_rows(suite):
+    own, shapes = bench_of(suite, 8), []
+    served = scoring._served(own)
+    served._max_length = 64
+    letters, sentences = [[4, 5], [4, 6]], [[4, 5, 6], [5, 6, 7], [6, 7], [7]]
+    assert [likelihood.rows(options) for options in (letters, sentences, [[4]])] == [1, 3, 1]
+    asked = [(("", ""), [at + 3] * 4, option) for at in range(6) for option in (sentences if at % 2 else letters)]
+    keep = own.module.register_forward_pre_hook(
+        lambda _, given, named: shapes.append(named["input_ids"].shape[0]), with_kwargs=True
+    )
+    with served.serving(Merged({}), None, 0.0), own.answering(own.suite.base):
+        served._loglikelihood_tokens(asked)
+    keep.remove()
+    assert shapes == [4, 6, 2, 3], "letters, sentences, letters, sentences take 8 rows: of these the last pass has 6"
 
 
 def test_letters_take_one_pass_over_whole_batches_of_prompts(suite):

@@ -36,7 +36,7 @@ def costs(bench: Workbench) -> tuple[Tensor, float]:
     experts = list(suite.experts)
     predicted = {task: [] for task in experts}
     for expert in experts:
-        with bench.holding(dict(suite.experts[expert].items())) as module:
+        with bench.answering(dict(suite.experts[expert].items())) as module:
             for task in experts:
                 logits = forward(bench, classifier(suite, task, module), task, "validation")
                 predicted[task].append(predictions(logits.numpy(), suite.tasks[task].classes is not None))

@@ -1,7 +1,7 @@
 """Log-likelihoods of answers under a causal language model, with as few passes and as few logits as they take.
 
-The options of a question share a pass over its prompt and over what they begin with; prompts share one over their
-few-shot examples. Logits are formed where an answer is.
+The options of a question share a pass over its prompt and over what they begin with. Prompts of a batch share one over
+their few-shot examples. Logits are formed where an answer is.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,8 @@ from itertools import takewhile
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 Tokens = tuple[int, ...]
 Score = tuple[float, bool]  # a log-likelihood, and whether the tokens are what greedy decoding writes
@@ -32,33 +33,48 @@ def scored(
 
     Args:
         contexts: of each row the tokens before its options.
-        shots: how many tokens a context begins with that others begin with, too (`shared`). They are read once.
-        follow: is told before each pass of which context each row of it is.
+        shots: how many tokens a context begins with that others begin with, too (`shared`). Where all contexts have
+            such, each beginning is read once.
+        follow: is told of which context each row of the next pass is, but for the pass over what contexts share.
     """
     past, begun = None, [beginning(found) for found in options]
     if all(shots):
         shown = [context[:length] for context, length in zip(contexts, shots, strict=True)]
         distinct = list(dict.fromkeys(shown))
-        follow([shown.index(tokens) for tokens in distinct])
         _, past = _read(model, distinct, keep=1, cached=True)
         past = _repeated(past, [distinct.index(tokens) for tokens in shown])
         contexts = [context[length:] for context, length in zip(contexts, shots, strict=True)]
     owners = [row for row, found in enumerate(options) for _ in found]
     rests = [option[len(begin) :] for begin, found in zip(begun, options, strict=True) for option in found]
-    several = any(len(rest) > 1 for rest in rests)
+    longer = [at for at, rest in enumerate(rests) if len(rest) > 1]
     asked = [context + begin for context, begin in zip(contexts, begun, strict=True)]
     follow(range(len(asked)))
-    logits, past = _read(model, asked, past, keep=1 + max(map(len, begun)), cached=several or past is not None)
+    cached = bool(longer) or past is not None
+    logits, past = _read(model, asked, past, keep=1 + max(map(len, begun)), cached=cached)
     firsts = [_told(of[-1 - len(begin) : len(of) - 1], begin) for of, begin in zip(logits, begun, strict=True)]
     found = [_and(firsts[row], _told(logits[row, -1:], rest[:1])) for row, rest in zip(owners, rests, strict=True)]
-    if several:
-        follow(owners)
-        left = [rest[:-1] for rest in rests]
-        logits, _ = _read(model, left, _repeated(past, owners), keep=0, cached=True, pad_left=False)
-        told = [_told(of[: len(rest) - 1], rest[1:]) for of, rest in zip(logits, rests, strict=True)]
-        found = [_and(*both) for both in zip(found, told, strict=True)]
+    if longer:
+        of = [owners[at] for at in longer]
+        follow(of)
+        left = [rests[at][:-1] for at in longer]
+        logits, _ = _read(model, left, _repeated(past, of), keep=0, cached=True, pad_left=False)
+        for at, row in zip(longer, logits, strict=True):
+            found[at] = _and(found[at], _told(row[: len(rests[at]) - 1], rests[at][1:]))
     each = iter(found)
     return [[next(each) for _ in of] for of in options]
+
+
+def rows(options: list[Tokens]) -> int:
+    """How many rows a context takes in the widest pass of `scored`."""
+    return max(1, sum(len(option) > 1 + len(beginning(options)) for option in options))
+
+
+def shares(model: nn.Module) -> bool:
+    """Whether contexts may share what they begin with: padding lies between that and the rest.
+
+    Layers that see a window of the last tokens count padding among them.
+    """
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def shared(contexts: Iterable[Tokens]) -> dict[Tokens, int]:
@@ -106,13 +122,13 @@ def _read(
         use_cache=cached,
         logits_to_keep=keep,
     )
-    return out.logits.float(), (out.past_key_values, whole)
+    return out.logits.float(), (getattr(out, "past_key_values", None), whole)
 
 
 def _repeated(past: Past, rows: list[int]) -> Past:
     """What an earlier pass has read, once for each row that goes on from it."""
     cache, seen = past
-    at = torch.tensor(rows, device=seen.device)
+    at = torch.tensor(rows)  # on the CPU: layers may lie on several devices
     cache.batch_select_indices(at)
     return cache, seen[at]
 

@@ -122,7 +122,7 @@ class Served(HFLM):
             try:
                 found += run(part)
             except torch.OutOfMemoryError:
-                if size == 1:
+                if len(part) == 1:
                     raise
                 torch.cuda.empty_cache()
                 size //= 2
@@ -143,19 +143,14 @@ class Served(HFLM):
         for (text, _), context, continuation in requests:
             options.setdefault(tuple(context), {})[tuple(continuation)] = None
             texts[tuple(context)] = text
-        room = {context: self.max_length - max(map(len, found)) for context, found in options.items()}
+        room = {context: max(1, self.max_length - max(map(len, found))) for context, found in options.items()}
         cut = sum(len(context) > room[context] for context in options)
         if cut:
-            self._warn(f"{cut} prompts longer than {self.max_length} tokens: their beginning is left out")
+            self._warn(f"{cut} prompts with answers longer than {self.max_length} tokens: their beginning is left out")
         read = {context: context[-room[context] :] for context in options}
-        # Under another route the same tokens have other states.
-        shots = likelihood.shared(set(read.values()) if self._routes is None else ())
+        alone = self._routes is not None or not likelihood.shares(self.model)  # other routes give other states
+        shots = {} if alone else likelihood.shared(set(read.values()))
         order = sorted(options, key=lambda context: (-shots.get(read[context], 0), -len(context), read[context]))
-
-        def rows(context: Tokens) -> int:
-            """One where options differ in their last token alone: a pass over the prompt is all that they take."""
-            found = [*options[context]]
-            return 1 if max(map(len, found)) == 1 + len(likelihood.beginning(found)) else len(found)
 
         def run(part: list[Tokens]) -> list[None]:
             found = likelihood.scored(
@@ -170,7 +165,7 @@ class Served(HFLM):
             return [None] * len(part)
 
         with tqdm(total=len(order), desc="log-likelihoods", unit="prompt", leave=False) as bar:
-            self._in_batches(order, run, bar, rows)
+            self._in_batches(order, run, bar, lambda context: likelihood.rows([*options[context]]))
         return [options[tuple(context)][tuple(continuation)] for _, context, continuation in requests]
 
     def tok_batch_encode(self, strings: Sequence[str], *args, **kwargs) -> tuple[Tensor, Tensor]:
