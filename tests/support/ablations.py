@@ -190,6 +190,35 @@ def shared_by_rank() -> tuple[str, list[str]]:
     return markdown([*heads, "left out, %"], [line(way, rank) for way in ways for rank in ranks]), said
 
 
+def combined() -> tuple[str, list[str]]:
+    """Static merges as shared experts, on held-out rows: alone, and under exclusive parts of three ranks."""
+    report, name = "glue_minilm_combination_select", "strict_validation_bfloat16_normalized"
+    rows = table(report, name)
+    ranks = {1: "0.003", 8: "0.021", 38: "0.1"}
+    kinds = ("tsv_m", "cart", "esm", "iso_c", "wudi", "ace", "regmean", "task_arithmetic", "average", "pretrained")
+    assert [label for label in rows.index if label in kinds] == list(kinds), "the best alone first"
+
+    def row(rank: int, kind: str) -> pd.Series:
+        return rows.loc[f"twin_merging (rank_ratio={ranks[rank]}, method@shared={kind})"]
+
+    def line(kind: str) -> list[str]:
+        first = row(1, kind)
+        gap = f"{first.difference:+.1f} ({first.difference_low:+.1f} to {first.difference_high:+.1f})"
+        cells = [f"{rows.loc[kind, 'average']:.1f}", *(f"{row(rank, kind).average:.1f}" for rank in ranks)]
+        return [f"`{kind}`", *cells, "" if first.reference else gap]
+
+    best = {rank: max(kinds, key=lambda kind: row(rank, kind).average) for rank in ranks}
+    assert best == {1: "wudi", 8: "average", 38: "cart"}
+    alone, under = (f"{value:.1f}" for value in (rows.loc["tsv_m", "average"], row(1, "tsv_m").average))
+    task = f"{rows.loc['task_arithmetic', 'average']:.1f}", f"{row(1, 'task_arithmetic').average:.1f}"
+    said = [
+        f"TSV-M keeps {alone} alone and {under} with a direction of each expert beside it, Task Arithmetic {task[0]} "
+        f"and {task[1]}"
+    ]
+    heads = ["shared expert", "alone", "rank 1", "rank 8", "rank 38", "rank 1, difference to Task Arithmetic's"]
+    return markdown(heads, [line(kind) for kind in kinds]), said
+
+
 def unseen() -> tuple[str, list[str]]:
     """Linear probes on merged features, for tasks without an expert."""
     report = "glue_minilm_probe"
@@ -356,4 +385,5 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
-ABLATIONS = whole, second, compression, shared, shared_by_rank, protocols, router, bases, tasks, unseen, official
+ABLATIONS = whole, second, compression, shared, shared_by_rank, combined, protocols, router, bases, tasks, unseen
+ABLATIONS += (official,)
