@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from baselines import individual
 from support.commands import planned, read
@@ -104,3 +105,34 @@ def test_a_machine_that_would_emulate_it_refuses(monkeypatch):
     device.check_precision("cpu", "float32")
     monkeypatch.setattr(device, "_features", lambda: {"avx512_bf16"})
     device.check_precision("cpu", "bfloat16")
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often tensors of the shapes of weights were cast to bfloat16."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.shapes = {weight.shape for weight in module.parameters() if weight.dim() == 2}
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") == torch.bfloat16:
+            self.count += args[0].shape in self.shapes
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_weight_is_cast_once_while_a_state_answers_and_anew_for_the_next_state(benches):
+    own = benches["bfloat16"]
+    states = [own.suite.base, own.suite.experts["size"], own.suite.base]
+    batch = {"input_ids": torch.tensor([[1, 2, 3]])}
+
+    def passes(hold, state) -> tuple[list[torch.Tensor], int]:
+        with torch.no_grad(), hold(state) as module, Casts(module) as casts:
+            return [module(**batch).last_hidden_state for _ in range(3)], casts.count
+
+    for state in states:
+        (plain, each), (kept, once) = passes(own.holding, state), passes(own.answering, state)
+        assert each == 3 * once > 0
+        for one, other in zip(plain, kept, strict=True):
+            assert torch.equal(one, other)
+    assert not torch.equal(passes(own.answering, states[0])[0][0], passes(own.answering, states[1])[0][0])

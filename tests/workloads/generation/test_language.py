@@ -227,6 +227,61 @@ def test_where_memory_is_too_small_batches_shrink_and_the_record_says_so(suite):
             served._in_batches([[1]], lambda part: run([0] * 4), bar)
 
 
+def test_a_batch_holds_as_many_rows_as_its_size_and_at_least_one_item(suite):
+    served, parts = scoring._served(bench_of(suite, 8)), []
+    with served.serving(Merged({}), None, 0.0), tqdm(disable=True) as bar:
+        served._in_batches([5, 3, 1, 9, 8, 1], lambda part: parts.append(part) or part, bar, rows=lambda item: item)
+    assert parts == [[5, 3], [1], [9], [8], [1]]
+
+
+def test_prompts_that_begin_alike_share_a_pass_over_their_beginning(suite, monkeypatch):
+    """Against a pass over each prompt with each option, alone; prompts of two kinds of shots, and one of none."""
+    own, read = bench_of(suite, 4), []
+    served = scoring._served(own)
+    served._max_length = 256
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(3, own.module.config.vocab_size, (count,), generator=draw).tolist()
+
+    shots = [tokens(80), tokens(70), []]
+    contexts = [shots[at % 3] + tokens(5 + at) for at in range(8)] + [shots[0]]
+    options = [[tokens(2), tokens(4)], [[7, 9], [7, 8]]]
+    requests = [(("", ""), context, option) for at, context in enumerate(contexts) for option in options[at % 2]]
+    keep = own.module.register_forward_pre_hook(
+        lambda _, given, named: read.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    with served.serving(Merged({}), None, 0.0), own.answering(own.suite.base) as module:
+        found = served._loglikelihood_tokens(requests)
+        fewer = sum(read)
+        read.clear()
+        monkeypatch.setattr("twinbench.workloads.generation.likelihood.SHARED", 10**9)
+        again = served._loglikelihood_tokens(requests)
+        assert fewer < 0.7 * sum(read)
+        keep.remove()
+        for (_, context, option), one, other in zip(requests, found, again, strict=True):
+            with torch.no_grad():
+                logits = module(input_ids=torch.tensor([context + option])).logits[0, len(context) - 1 : -1]
+            wanted = torch.tensor(option)
+            alone = float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum())
+            assert one[0] == pytest.approx(alone, abs=1e-3) and other[0] == pytest.approx(alone, abs=1e-3)
+            assert one[1] == other[1] == bool((logits.argmax(-1) == wanted).all())
+
+
+def test_letters_take_one_pass_over_whole_batches_of_prompts(suite):
+    """lm-eval moves the white space before an answer into it, so that each letter is an option of two tokens."""
+    own, shapes = bench_of(suite, 8), []
+    keep = own.module.register_forward_pre_hook(
+        lambda _, given, named: shapes.append(named["input_ids"].shape), with_kwargs=True
+    )
+    try:
+        results = scoring._evaluated(own, Setting(BASE, None), "bbq", "test")[0]
+    finally:
+        keep.remove()
+    (samples,) = results["samples"].values()
+    assert sum(rows for rows, _ in shapes) == len(samples) and len(shapes) == -(-len(samples) // 8)
+
+
 def test_the_command_line_of_lm_eval_gives_the_score_of_the_individual_model(family, tmp_path):
     """`lm_eval --model hf` on base and adapter, typed as in the README, over the whole test."""
     whole = load_task(family, "bbq", rows=dict.fromkeys(ROWS))

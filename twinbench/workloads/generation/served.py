@@ -1,15 +1,13 @@
 """A merged or routed causal language model as lm-eval's ``HFLM``: a prompt is answered under its route's weights.
 
-Log-likelihoods are computed here, not by ``HFLM``: the options of a question share one pass over its prompt and over
-what they begin with, and logits are formed where an answer is, not over the whole prompt. Generation is ``HFLM``'s own.
+Log-likelihoods are `likelihood`'s, generation is ``HFLM``'s own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import accumulate, takewhile
+from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
@@ -21,8 +19,8 @@ from twinbench.routing.batch import Routes, merges_each
 from twinbench.routing.layerwise import gated
 from twinbench.system import processes
 from twinbench.workbench import Workbench
-
-Tokens = tuple[int, ...]
+from twinbench.workloads.generation import likelihood
+from twinbench.workloads.generation.likelihood import Score, Tokens
 
 
 class Served(HFLM):
@@ -140,77 +138,40 @@ class Served(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations, and whether each is what greedy decoding writes."""
-        options: dict[Tokens, dict[Tokens, tuple[float, bool] | None]] = {}
+        options: dict[Tokens, dict[Tokens, Score | None]] = {}
         texts = {}
         for (text, _), context, continuation in requests:
             options.setdefault(tuple(context), {})[tuple(continuation)] = None
             texts[tuple(context)] = text
-        contexts = sorted(options, key=len, reverse=True)
+        room = {context: self.max_length - max(map(len, found)) for context, found in options.items()}
+        cut = sum(len(context) > room[context] for context in options)
+        if cut:
+            self._warn(f"{cut} prompts longer than {self.max_length} tokens: their beginning is left out")
+        read = {context: context[-room[context] :] for context in options}
+        # Under another route the same tokens have other states.
+        shots = likelihood.shared(set(read.values()) if self._routes is None else ())
+        order = sorted(options, key=lambda context: (-shots.get(read[context], 0), -len(context), read[context]))
 
         def rows(context: Tokens) -> int:
             """One where options differ in their last token alone: a pass over the prompt is all that they take."""
             found = [*options[context]]
-            return 1 if max(map(len, found)) == 1 + len(_beginning(found)) else len(found)
+            return 1 if max(map(len, found)) == 1 + len(likelihood.beginning(found)) else len(found)
 
         def run(part: list[Tokens]) -> list[None]:
-            found = self._scored(part, [list(options[context]) for context in part], [texts[c] for c in part])
+            found = likelihood.scored(
+                self.model,
+                [read[context] for context in part],
+                [shots.get(read[context], 0) for context in part],
+                [list(options[context]) for context in part],
+                lambda owners: self._follow([texts[context] for context in part], owners),
+            )
             for context, scores in zip(part, found, strict=True):
                 options[context] = dict(zip(options[context], scores, strict=True))
             return [None] * len(part)
 
-        with tqdm(total=len(contexts), desc="log-likelihoods", unit="prompt", leave=False) as bar:
-            self._in_batches(contexts, run, bar, rows)
+        with tqdm(total=len(order), desc="log-likelihoods", unit="prompt", leave=False) as bar:
+            self._in_batches(order, run, bar, rows)
         return [options[tuple(context)][tuple(continuation)] for _, context, continuation in requests]
-
-    @torch.no_grad()
-    def _scored(
-        self, contexts: list[Tokens], options: list[list[Tokens]], texts: list[str]
-    ) -> list[list[tuple[float, bool]]]:
-        """Score each context's options: a pass over what they have in common, and one over what is left of them.
-
-        lm-eval moves the white space at a prompt's end to the options, so they begin alike also where they are letters.
-        """
-        room = self.max_length - max(len(option) for found in options for option in found)
-        cut = sum(len(context) > room for context in contexts)
-        if cut:
-            self._warn(f"{cut} prompts longer than {room} tokens: their beginning is left out")
-        begun = [_beginning(found) for found in options]
-        read = [[*context[-room:], *beginning] for context, beginning in zip(contexts, begun, strict=True)]
-        ids, mask = _padded(read, left=True, device=self.device)
-        owners = [row for row, found in enumerate(options) for _ in found]
-        rests = [option[len(beginning) :] for beginning, found in zip(begun, options, strict=True) for option in found]
-        several = any(len(rest) > 1 for rest in rests)
-        self._follow(texts, range(len(texts)))
-        out = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_positions(mask),
-            use_cache=several,
-            logits_to_keep=1 + max(map(len, begun)),
-        )
-        logits = out.logits.float()
-        firsts = [
-            _told(logits[row, -1 - len(beginning) : logits.shape[1] - 1], beginning)
-            for row, beginning in enumerate(begun)
-        ]
-        pairs = [_and(firsts[row], _told(logits[row, -1:], rest[:1])) for row, rest in zip(owners, rests, strict=True)]
-        if several:
-            cache, rows = out.past_key_values, torch.tensor(owners, device=ids.device)
-            cache.batch_select_indices(rows)
-            inputs, shown = _padded([rest[:-1] for rest in rests], left=False, device=self.device)
-            whole = torch.cat([mask[rows], shown], 1)
-            self._follow(texts, owners)
-            logits = self.model(
-                input_ids=inputs,
-                attention_mask=whole,
-                position_ids=_positions(whole)[:, mask.shape[1] :],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits.float()
-            told = [_told(logits[row, : len(rest) - 1], rest[1:]) for row, rest in enumerate(rests)]
-            pairs = [_and(*both) for both in zip(pairs, told, strict=True)]
-        each = iter(pairs)
-        return [[next(each) for _ in found] for found in options]
 
     def tok_batch_encode(self, strings: Sequence[str], *args, **kwargs) -> tuple[Tensor, Tensor]:
         """As ``HFLM``'s, which calls this for each batch right before it generates: these are the prompts of it."""
@@ -230,33 +191,3 @@ class Served(HFLM):
     def _warn(self, what: str) -> None:
         if what not in self.warnings:
             self.warnings.append(what)
-
-
-def _beginning(options: list[Tokens]) -> Tokens:
-    """The tokens that all options begin with, the last token of each left out."""
-    tokens = takewhile(lambda column: len(set(column)) == 1, zip(*(option[:-1] for option in options), strict=False))
-    return tuple(column[0] for column in tokens)
-
-
-def _told(logits: Tensor, tokens: Tokens) -> tuple[float, bool]:
-    """The log-likelihood of tokens by the logits (tokens, vocabulary) before each, and if each is the likeliest."""
-    wanted = torch.tensor(tokens, dtype=torch.long, device=logits.device)
-    found = logits.log_softmax(-1).gather(1, wanted[:, None])
-    return float(found.sum()), bool((logits.argmax(-1) == wanted).all())
-
-
-def _and(first: tuple[float, bool], then: tuple[float, bool]) -> tuple[float, bool]:
-    return first[0] + then[0], first[1] and then[1]
-
-
-def _padded(rows: list[list[int]], *, left: bool, device) -> tuple[Tensor, Tensor]:
-    """Token ids (n, longest) and their mask, 0 where there is padding."""
-    width = max(len(row) for row in rows)
-    sides = [(width - len(row), 0) if left else (0, width - len(row)) for row in rows]
-    ids = torch.stack([F.pad(torch.tensor(row, dtype=torch.long), side) for row, side in zip(rows, sides, strict=True)])
-    mask = torch.stack([F.pad(torch.ones(len(row), dtype=torch.long), s) for row, s in zip(rows, sides, strict=True)])
-    return ids.to(device), mask.to(device)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)
