@@ -70,10 +70,10 @@ class Workbench:
 
     @contextmanager
     def answering(self, state: Mapping[str, Tensor] | None) -> Iterator[nn.Module]:
-        """As `holding`, for passes that change no weight and need no gradient: what autocast makes of a weight is kept.
+        """As `holding`, for passes that change no weight and need no gradient: autocast casts each weight once.
 
-        PyTorch keeps it while any autocast context is open, here one that is off, but not in inference mode. Otherwise
-        each pass casts all weights again.
+        PyTorch keeps what it has cast while an autocast context is open, here one that is off. In inference mode, or
+        without a context around the passes, each pass casts all weights again.
         """
         with self.holding(state) as module, torch.autocast(torch.device(self.device).type, enabled=False):
             yield module

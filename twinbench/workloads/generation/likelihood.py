@@ -66,7 +66,8 @@ def scored(
 
 def rows(options: list[Tokens]) -> int:
     """How many rows a context takes in the widest pass of `scored`."""
-    return max(1, sum(len(option) > 1 + len(beginning(options)) for option in options))
+    common = len(beginning(options))
+    return max(1, sum(len(option) > common + 1 for option in options))
 
 
 def shares(model: nn.Module) -> bool:
