@@ -1,13 +1,16 @@
 """``precision=bfloat16``: the encoder computes in it, static or routed; weights, heads and outputs stay float32."""
 
+import re
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from baselines import individual
-from support.commands import planned, read
+from support.commands import composed, planned, read, rows_of
 from support.family import CLASSES, bench, opened
 from support.routing import recipe
+from twinbench.command import run
 from twinbench.merging import twin_merging
 from twinbench.merging.compress import basis
 from twinbench.merging.method import Method
@@ -98,13 +101,15 @@ def test_it_counts_in_the_id_unless_it_is_float32():
         preflight.settings(config)
 
 
-def test_a_machine_that_would_emulate_it_refuses(monkeypatch):
+def test_a_machine_that_would_emulate_it_refuses(family, monkeypatch, tmp_path):
+    asked = composed(family / "conf", tmp_path / "results", "method=average", "precision=bfloat16")
     monkeypatch.setattr(device, "_features", lambda: {"avx2", "avx512f"})
-    with pytest.raises(ValueError, match=r"precision=bfloat16: .* computes in it by emulation; use precision=float32"):
-        device.check_precision("cpu", "bfloat16")
-    device.check_precision("cpu", "float32")
+    refused = run(asked)
+    assert refused.status == "failed"
+    (row,) = rows_of(tmp_path / "results")
+    assert re.search(r"precision=bfloat16: .* computes in it by emulation; use precision=float32", row["error"])
     monkeypatch.setattr(device, "_features", lambda: {"avx512_bf16"})
-    device.check_precision("cpu", "bfloat16")
+    assert run(asked).status == "ok"
 
 
 class Casts(TorchDispatchMode):

@@ -24,7 +24,7 @@ from twinbench.routing.learned import Setting
 from twinbench.routing.recipe import Features, Recipe, Use
 from twinbench.suite import Suite, Task
 from twinbench.system import cached, processes
-from twinbench.system.device import check_precision, picked
+from twinbench.system.device import check_bfloat16, picked
 from twinbench.system.memory import keep_freed
 from twinbench.system.mistakes import Mistake
 from twinbench.tasks.corrupted import mistyped
@@ -62,7 +62,8 @@ def workbench(job: Job, limit: int) -> Workbench:
     logging.set_verbosity_error()  # a new head's missing weights are the point of fine-tuning, not a warning
     logging.disable_progress_bar()
     config, device = job.config, picked(job.config["device"])
-    check_precision(device, config["precision"])
+    if config["precision"] == "bfloat16":
+        check_bfloat16(device, "precision=bfloat16", "precision=float32")
     suite = opened(config["suite"], device, config["split"])
     return Workbench(suite, device, config["batch_size"], limit, config["precision"])
 

@@ -29,18 +29,20 @@ def picked(asked: str | None) -> str:
     return asked
 
 
-def check_precision(device: str, precision: str) -> None:
-    """Raise ValueError where the device would emulate bfloat16: slower than float32, and for nothing."""
-    if precision == "float32":
-        return
-    import torch
+def check_bfloat16(device: str, asked: str, instead: str) -> None:
+    """Raise ValueError where the device would emulate bfloat16: slower than float32, and for nothing.
 
+    Args:
+        asked, instead: the setting that wants bfloat16, and the one to use there, as in ``precision=float32``.
+    """
     if device.startswith("cuda"):
+        import torch
+
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = BFLOAT16 & _features() != set()
     if not native:
-        raise Mistake(f"precision=bfloat16: {name(device)} computes in it by emulation; use precision=float32")
+        raise Mistake(f"{asked}: {name(device)} computes in it by emulation; use {instead}")
 
 
 def name(device: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from twinbench.system.device import check_bfloat16
 from twinbench.system.mistakes import Mistake
 
 
@@ -37,7 +38,12 @@ def arguments(recipe, folder: Path, device: str, **more) -> TrainingArguments:
 
     Args:
         more: what one kind of model sets beside that.
+
+    Raises:
+        ValueError: the recipe wants bfloat16, which the device would emulate.
     """
+    if recipe.bf16:
+        check_bfloat16(device, "suite.finetune.bf16=true", "suite.finetune.bf16=false, which trains other experts")
     return TrainingArguments(
         output_dir=str(folder / "trainer"),
         num_train_epochs=recipe.epochs,

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from support.commands import OS_ENVIRON, ROOT
 from support.family import CLASSES, METRICS
+from twinbench.system import device
 from twinbench.workloads.classification.data import Spec, load_task
 from twinbench.workloads.classification.finetune import Recipe, finetune
 
@@ -72,6 +73,23 @@ def test_smoothed_labels_make_an_expert_less_sure(family, tmp_path):
         with torch.inference_mode():
             sure[share] = model(**{k: torch.tensor(v) for k, v in words.items()}).logits.softmax(1).amax(1).mean()
     assert sure[0.8] < sure[0.0] - 0.05
+
+
+def test_a_machine_that_would_emulate_bfloat16_does_not_train_in_it(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "_features", lambda: {"avx2", "avx512f"})
+    given = (
+        family / "base",
+        task("letters"),
+        replace(RECIPE, epochs=1, bf16=True),
+        tmp_path / "a",
+        "cpu",
+        family / "base",
+    )
+    with pytest.raises(ValueError, match=r"finetune.bf16=true: .* by emulation; use suite.finetune.bf16=false, which"):
+        finetune(*given)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(device, "_features", lambda: {"avx512_bf16"})
+    assert finetune(*given) == tmp_path / "a"
 
 
 def test_a_damaged_expert_is_trained_again_and_said_once(family, tmp_path, capfd):
