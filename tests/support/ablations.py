@@ -385,5 +385,28 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
+def generative() -> tuple[str, list[str]]:
+    """The generative tasks in points, and which experts are alive."""
+    report = "generative_smollm"
+    raw, alive = table(report, "strict_bfloat16_raw"), table(report, "strict_bfloat16_living")
+    tasks = {"truthful_qa": "TruthfulQA", "bbq": "BBQ", "cnn_dailymail": "CNN/DailyMail, ROUGE-2", "mmlu": "MMLU"}
+    assert alive.index[alive["expert is"] == "alive"].tolist() == ["truthful_qa", "bbq"]
+    rows = table(report, NAME)
+    assert (
+        rows.loc["ties", "average_low"] > rows.loc["task_arithmetic", "average_high"] > rows.loc["average", "average"]
+    )
+
+    def line(method: str) -> list[str]:
+        points = [f"{raw.loc[method, f'{task} ({alive.loc[task].metric})']:.1f}" for task in tasks]
+        return [f"`{method}`", *points, kept(method, report, NAME)]
+
+    first, second = (alive.loc[task] for task in ("mmlu", "cnn_dailymail"))
+    said = (
+        f"MMLU's is {-first['over base']:.1f} points below the base, CNN/DailyMail's {second['over base']:.1f} points "
+        f"above it ({second['over base_low']:+.1f} to {second['over base_high']:+.1f})"
+    )
+    return markdown(["method", *tasks.values(), "normalized average"], [line(name) for name in raw.index]), [said]
+
+
 ABLATIONS = whole, second, compression, shared, shared_by_rank, combined, protocols, router, bases, tasks, unseen
-ABLATIONS += (official,)
+ABLATIONS += (official, generative)
