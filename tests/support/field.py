@@ -1,0 +1,102 @@
+"""The tables and figures of results/README.md on the field of 2026, as its committed reports give them."""
+
+from functools import cache
+
+import pandas as pd
+import yaml
+
+from support.commands import ROOT
+from support.reports import markdown, table
+
+TOLD = "twin_merging", "tsv_c", "auto_switch", "t_switch", "tall_masks", "emr", "free"  # here told the task of a row
+OWN = "esm_pp", "smile", "mass"  # pick parts by themselves
+BOUNDS = "individual", "pretrained"
+SEARCH, NAME = "glue_minilm_field_select", "strict_validation_bfloat16"
+PUBLISHED = "Official results figure, kiddo127/ESM at fc82fe7"
+
+
+@cache
+def defaults(group: str, name: str) -> dict:
+    """What ``conf/GROUP/NAME.yaml`` holds."""
+    return yaml.safe_load((ROOT / f"conf/{group}/{name}.yaml").read_text(encoding="utf-8"))
+
+
+def number(word: object) -> float | str:
+    """A setting's value, however it is written: 1e-06 and 1e-6 are one, True and true, too."""
+    try:
+        return float(word)
+    except (TypeError, ValueError):
+        return str(word).lower()
+
+
+def settings(label: str) -> dict[str, str]:
+    """What a row's name says of its settings, e.g. of ``tsv_m (scaling=1.2)``."""
+    said = label.removesuffix(")").partition(" (")[2]
+    return dict(item.split("=") for item in said.split(", ") if item)
+
+
+def is_default(label: str) -> bool:
+    """Whether the settings that a row names are the defaults of its method, its router and its shared expert."""
+    name = label.partition(" ")[0]
+
+    def usual(key: str) -> object:
+        group, _, own = key.rpartition(".")
+        if group == "router":
+            return defaults("router", name)["features"][own]
+        return defaults("method", "task_arithmetic" if group == "shared" else name)[own]
+
+    return all(number(value) == number(usual(key)) for key, value in settings(label).items())
+
+
+def searched() -> pd.DataFrame:
+    """By method the row of its best setting on held-out rows, best first; with its default's average beside it."""
+    rows = table(SEARCH, f"{NAME}_normalized").join(table(SEARCH, f"{NAME}_storage")[["total", "data needs"]])
+    rows = rows.reset_index(names="label").drop(columns="method", errors="ignore")
+    rows["method"] = rows["label"].str.partition(" ")[0]
+    usual = rows[rows["label"].map(is_default)].set_index("method")["average"]
+    best = rows.loc[rows.groupby("method")["average"].idxmax()].set_index("method").drop(index=[*BOUNDS])
+    best = best.assign(settings=rows.groupby("method").size(), default=usual)
+    return best.sort_values("average", ascending=False)
+
+
+def leaderboard(rows: pd.DataFrame) -> str:
+    def line(row: pd.Series) -> list[str]:
+        said = ", ".join(f"{key}={value}" for key, value in settings(row.label).items())
+        average = f"{row.average:.1f} ({row.average_low:.1f} to {row.average_high:.1f})"
+        default = "not searched" if pd.isna(row.default) else f"{row.default:.1f}"
+        return [f"`{row.name}`", said, average, default, f"{row.settings}", row["data needs"], f"{row.total / 1e6:.0f}"]
+
+    heads = ["method", "best setting", "average", "at its defaults", "settings", "data needs", "MB"]
+    return markdown(heads, [line(row) for _, row in rows.iterrows()])
+
+
+def single_models() -> tuple[str, list[str]]:
+    """What is one model for all tasks; and how its order agrees with the published one."""
+    rows = searched()
+    single = rows.drop(index=[*TOLD, *OWN])
+    assert (single["average_high"] < rows.loc["twin_merging", "average_low"]).all()
+    theirs = (
+        pd.read_csv(ROOT / "results/literature/glue.csv").query("source == @PUBLISHED").set_index("method")["value"]
+    )
+    both = single.loc[(single["data needs"] == "nothing") & single.index.isin(theirs.index)]
+    assert len(both) == 7
+    tuned, usual = (both[column].rank().corr(theirs[both.index].rank()) for column in ("average", "default"))
+    gains = (rows["average"] - rows["default"]).map("{:.1f}".format)
+    said = [
+        f"{len(single)} of them are one model",
+        f"The rank correlation with our tuned rows is {tuned:.2f}, with our defaults {usual:.2f}",
+        f"WUDI gains {gains.wudi} points by its settings, DARE-TIES {gains.dare_ties}, PCB {gains.pcb}, SMILE "
+        f"{gains.smile} and Breadcrumbs {gains.breadcrumbs}, TSV-M {gains.tsv_m} and CART {gains.cart}",
+    ]
+    return leaderboard(single), said
+
+
+def told_the_task() -> tuple[str, list[str]]:
+    return leaderboard(searched().loc[lambda rows: rows.index.isin(TOLD)]), []
+
+
+def own_routes() -> tuple[str, list[str]]:
+    return leaderboard(searched().loc[lambda rows: rows.index.isin(OWN)]), []
+
+
+FIELD = single_models, told_the_task, own_routes
