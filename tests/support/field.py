@@ -30,9 +30,9 @@ def number(word: object) -> float | str:
 
 
 def settings(label: str) -> dict[str, str]:
-    """What a row's name says of its settings, e.g. of ``tsv_m (scaling=1.2)``."""
-    said = label.removesuffix(")").partition(" (")[2]
-    return dict(item.split("=") for item in said.split(", ") if item)
+    """What a row's name says of its settings, e.g. of ``tsv_m (scaling=1.2)``; its router is none of them."""
+    said = dict(item.split("=") for item in label.removesuffix(")").partition(" (")[2].split(", ") if item)
+    return {key: value for key, value in said.items() if key not in ("router", "method@shared")}
 
 
 def is_default(label: str) -> bool:
@@ -48,15 +48,21 @@ def is_default(label: str) -> bool:
     return all(number(value) == number(usual(key)) for key, value in settings(label).items())
 
 
+def scored(report: str, name: str) -> pd.DataFrame:
+    """The rows of a report but its bounds: their scores, bytes and data needs, ``label``, ``method``, ``router``."""
+    rows = table(report, f"{name}_normalized").join(table(report, f"{name}_storage")[["total", "data needs"]])
+    rows = rows.rename_axis("label").reset_index()
+    rows["method"] = rows["label"].str.partition(" ")[0]
+    rows["router"] = rows["label"].str.extract(r"router=(\w+)", expand=False)
+    return rows[~rows["method"].isin(BOUNDS)].assign(usual=rows["label"].map(is_default))
+
+
 def searched() -> pd.DataFrame:
     """By method the row of its best setting on held-out rows, best first; with its default's average beside it."""
-    rows = table(SEARCH, f"{NAME}_normalized").join(table(SEARCH, f"{NAME}_storage")[["total", "data needs"]])
-    rows = rows.reset_index(names="label").drop(columns="method", errors="ignore")
-    rows["method"] = rows["label"].str.partition(" ")[0]
-    usual = rows[rows["label"].map(is_default)].set_index("method")["average"]
-    best = rows.loc[rows.groupby("method")["average"].idxmax()].set_index("method").drop(index=[*BOUNDS])
-    best = best.assign(settings=rows.groupby("method").size(), default=usual)
-    return best.sort_values("average", ascending=False)
+    rows = scored(SEARCH, NAME)
+    best = rows.loc[rows.groupby("method")["average"].idxmax()].set_index("method")
+    default = rows[rows["usual"]].set_index("method")["average"]
+    return best.assign(settings=rows.groupby("method").size(), default=default).sort_values("average", ascending=False)
 
 
 def leaderboard(rows: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ A file appears under its name only when it is whole, so a killed process leaves 
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -77,8 +77,13 @@ def read(results_dir: Path) -> list[Record]:
     Raises:
         ValueError: a line is not a record, or some that were written are not there.
     """
-    paths = sorted((results_dir / "records").glob("*.jsonl"))
-    return [dict(row) for path in paths for row in _rows(path, path.stat().st_mtime_ns)]
+    return [dict(row) for row in _every(results_dir)]
+
+
+def _every(results_dir: Path) -> Iterator[Record]:
+    """What `read` gives, not copied: to look at, not to change."""
+    for path in sorted((results_dir / "records").glob("*.jsonl")):
+        yield from _rows(path, path.stat().st_mtime_ns)
 
 
 @cache  # every job of a sweep asks which runs are done
@@ -98,8 +103,8 @@ def _rows(path: Path, changed: int) -> list[Record]:
 
 def finished(results_dir: Path, run_id: str) -> list[dict]:
     """The rows of a run's newest ok record; none where it has none."""
-    rows = [row for row in read(results_dir) if row["run_id"] == run_id and row["status"] == "ok"]
-    return [row for row in rows if row["time"] == rows[-1]["time"]]
+    rows = [row for row in _every(results_dir) if row["run_id"] == run_id and row["status"] == "ok"]
+    return [dict(row) for row in rows if row["time"] == rows[-1]["time"]]
 
 
 def latest(rows: Iterable[Record]) -> list[Record]:
