@@ -108,6 +108,7 @@ def test_a_machine_that_would_emulate_it_refuses(family, monkeypatch, tmp_path):
     assert refused.status == "failed"
     (row,) = rows_of(tmp_path / "results")
     assert re.search(r"precision=bfloat16: .* computes in it by emulation; use precision=float32", row["error"])
+    assert run(composed(family / "conf", tmp_path / "results", "method=average")).status == "ok", "in float32"
     monkeypatch.setattr(device, "_features", lambda: {"avx512_bf16"})
     assert run(asked).status == "ok"
 

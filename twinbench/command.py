@@ -92,9 +92,14 @@ def wanted(job: Job) -> bool:
 
 
 def has_record(job: Job) -> bool:
-    """Whether the run has a record, and its experts have not been trained anew since."""
-    rows = store.finished(job.results_dir, job.run_id)
-    return bool(rows) and not provenance.retrained(rows, job.config["suite"])
+    """Whether the run has a record of the experts that there are.
+
+    To export it they are needed, so they are in the cache, or the run trains and measures them.
+    """
+    rows, suite = store.finished(job.results_dir, job.run_id), job.config["suite"]
+    if job.config["export"] and suite["checkpoints"] is None and not provenance.trained(suite):
+        return False
+    return bool(rows) and not provenance.retrained(rows, suite)
 
 
 def why(job: Job) -> str:
@@ -179,7 +184,8 @@ def publish(job: Job) -> None:
     """Export what was measured as a folder for plain transformers and PEFT."""
     from twinbench import prepare
 
-    prepare.exported(job, shared_bench(job), origins(job.config["suite"]), store.read(job.results_dir))
+    rows, _ = store.by_experts(store.read(job.results_dir))
+    prepare.exported(job, shared_bench(job), origins(job.config["suite"]), rows)
     print(f"exported {job.run_id}  to {job.config['export']}", flush=True)
 
 

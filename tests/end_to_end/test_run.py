@@ -256,8 +256,24 @@ def test_a_run_of_experts_that_were_trained_anew_runs_again_and_says_why(bench, 
     assert bench("method=average", conf=tmp_path / "conf") == "skipped"
     experts = {row["expert"] for row in store.latest(store.read(bench.results)) if row["task"] == "letters"}
     assert experts == {f"fine-tuned, xxh3 {digest}"}
+    assert bench("method=dare", conf=tmp_path / "conf") == "ok"
+    (folder / ".manifest").unlink()
+    assert bench("method=average", conf=tmp_path / "conf") == "skipped", "what is damaged is no other expert"
     shutil.rmtree(tmp_path / "cache" / "experts")
     assert bench("method=average", conf=tmp_path / "conf") == "skipped", "a record needs no cache"
+    monkeypatch.setattr(commands, "_bench", None)  # as in another process
+    assert bench("method=ties", conf=tmp_path / "conf") == "ok", "this one trains them"
+    capsys.readouterr()
+    summary = make(bench.results, suite="tiny")["summary"]
+    assert "Left out, measured with the experts of an earlier training: 1 of the runs, of dare." in summary
+    shutil.rmtree(tmp_path / "cache" / "experts")
+    with pytest.raises(ValueError, match=r"the experts letters, .* are no longer in the cache; run it again"):
+        bench("method=magmax", conf=tmp_path / "conf")
+    monkeypatch.setattr(commands, "_bench", None)
+    export = f"export={tmp_path / 'exported'}"
+    assert bench("method=average", export, conf=tmp_path / "conf") == "ok", "what is exported is measured"
+    assert bench("method=dare", conf=tmp_path / "conf") == "ok"
+    assert "Left out" not in make(bench.results, suite="tiny")["summary"]
 
 
 def test_a_changed_method_runs_again_and_says_why(bench, capsys):

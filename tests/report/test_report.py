@@ -105,22 +105,30 @@ def test_seeds_of_another_source_are_left_out_and_told(results):
     assert table(results).loc["twin_merging (router=mlp)", "seeds"] == 3
 
 
-def test_runs_of_older_experts_are_left_out_of_the_table_and_of_the_search_and_told(results):
-    """A run and a search of before a training, and one of after it."""
-    old, new = (
-        {"expert": f"fine-tuned, {name}", "time": f"2026-02-0{day}T00:00:00+00:00"}
-        for day, name in ((1, "a"), (2, "b"))
-    )
-    router = {"name": "oracle"}
+def test_runs_of_older_experts_are_in_no_table_and_in_no_search_and_the_report_says_so(results):
+    """A search and runs of before a training, some of which were measured again after it."""
+    old, new = ({"expert": f"fine-tuned, xxh3 {name}"} for name in "ab")
+    router, times = {"name": "oracle"}, iter(f"2026-02-{day:02}T00:00:00+00:00" for day in range(1, 29))
     for number, density in enumerate((0.1, 0.2)):
-        add_run(results, f"v{number}", "ties", guess(0.6), params={"density": density}, split="validation", **old)
-    add_run(results, "v2", "individual", guess(0.95), router=router, split="validation", **old)
-    add_run(results, "h0", "magmax", guess(0.5), **old)
-    searched = table(results, "storage").loc["ties", "settings tried"]
-    add_run(results, "h1", "average", guess(0.55), **new)
-    assert searched == 2 and table(results, "storage").loc["ties", "settings tried"] == 0
-    assert "magmax" not in table(results).index
-    assert "Left out: magmax, measured with the experts of an earlier training." in notes(results)
+        params = {"density": density}
+        add_run(results, f"v{number}", "ties", guess(0.6), params=params, split="validation", time=next(times), **old)
+    add_run(results, "v2", "individual", guess(0.95), router=router, split="validation", time=next(times), **old)
+    for name, quality in (("magmax", 0.5), ("fisher", 0.5), ("lines", 0.6), ("iso_c", 0.6)):
+        add_run(results, f"h-{name}", name, guess(quality), source="one", time=next(times), **old)
+    add_run(results, "h-mine", "svc", guess(0.5), time=next(times), expert="local folder moved, sha256 abc")
+    before = make(results, suite="toy")
+    searched = before["tables"]["strict_storage"].set_index("method")
+    assert searched.loc["ties", "settings tried"] == 2 and "Left out" not in before["summary"]
+    add_run(results, "h-average", "average", guess(0.55), time=next(times), **new)
+    add_run(results, "h-lines", "lines", time=next(times), error="boom", source="one")
+    add_run(results, "h-other", "iso_c", guess(0.6), time=next(times), source="two", **new)
+    after = make(results, suite="toy")
+    searched = after["tables"]["strict_storage"].set_index("method")
+    assert searched.loc["ties", "settings tried"] == 0
+    assert {"magmax", "fisher", "lines"}.isdisjoint(searched.index) and {"average", "svc", "iso_c"} <= {*searched.index}
+    assert "lines" in after["tables"]["strict_failed"]["method"].tolist(), "an older result does not hide a failure"
+    told = "Left out, measured with the experts of an earlier training: 2 of the runs, of fisher, magmax."
+    assert told in after["summary"] and told in (after["folder"] / "index.html").read_text(encoding="utf-8")
 
 
 def test_failed_run_is_shown_with_the_first_line_of_its_error(report):

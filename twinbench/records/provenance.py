@@ -64,17 +64,24 @@ def experts(suite: Mapping) -> dict[str, str]:
     """Per task of a resolved suite with an expert of its own, which weights these are; they are in the cache.
 
     A recipe trains other weights on another machine, so what is fine-tuned here is told by the hash of its weights.
+
+    Raises:
+        ValueError: one has gone from the cache since it was trained.
     """
     if suite["checkpoints"] is not None:
         return {name: origin(source) for name, source in suite["checkpoints"].items()}
-    folders = {name: expert_folder(suite, name) for name in own_experts(suite)}
-    return {name: f"fine-tuned, xxh3 {cached.weights_hash(folder)}" for name, folder in folders.items()}
+    found = {name: cached.weights_hash(expert_folder(suite, name)) for name in own_experts(suite)}
+    if lost := [name for name, digest in found.items() if digest is None]:
+        raise Mistake(f"suite {suite['name']}: the experts {', '.join(lost)} are no longer in the cache; run it again")
+    return {name: f"fine-tuned, xxh3 {digest}" for name, digest in found.items()}
 
 
 def trained(suite: Mapping) -> bool:
     """Whether the suite's experts are fine-tuned by twinbench and all of them are in the cache."""
-    finished = (expert_folder(suite, name) / "training.json" for name in own_experts(suite))
-    return suite["checkpoints"] is None and all(file.exists() for file in finished)
+    if suite["checkpoints"] is not None:
+        return False
+    folders = [expert_folder(suite, name) for name in own_experts(suite)]
+    return all((folder / "training.json").exists() and cached.weights_hash(folder) for folder in folders)
 
 
 def retrained(rows: Iterable[Mapping], suite: Mapping) -> bool:

@@ -107,6 +107,26 @@ def finished(results_dir: Path, run_id: str) -> list[dict]:
     return [dict(row) for row in rows if row["time"] == rows[-1]["time"]]
 
 
+def by_experts(rows: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """The rows of files with the newest experts of their suite_id, and those of files with others.
+
+    Experts that are fine-tuned here have one recipe and, on another machine, other weights. A row that names none, as
+    that of a failed run, is among the first.
+
+    Args:
+        rows: of all files, as ``read`` gives them.
+    """
+    rows = list(rows)
+    tuned = [row for row in rows if (row["expert"] or "").startswith("fine-tuned")]
+    in_time = sorted(tuned, key=lambda row: row["time"])
+    newest = {(row["suite_id"], row["task"]): row["expert"] for row in in_time}
+    older = {(row["run_id"], row["time"]) for row in tuned if row["expert"] != newest[row["suite_id"], row["task"]]}
+    kept: tuple[list[Record], list[Record]] = ([], [])
+    for row in rows:
+        kept[(row["run_id"], row["time"]) in older].append(row)
+    return kept
+
+
 def latest(rows: Iterable[Record]) -> list[Record]:
     """Per run_id the rows of its newest ok file or, where it has none, its newest failed row.
 

@@ -6,11 +6,13 @@ give the same bytes. ``manifest.txt`` lists its files; those that the last repor
 ``RESULTS/caveats/SUITE.md``, where somebody wrote it, says in a report's first lines what is wrong with its numbers.
 """
 
+import json
 import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twinbench.plan.job import CONFIGURATION
 from twinbench.system.mistakes import NAME, Mistake, check_name, unknown
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ def make(
 
     which, name = ("suite", suite) if experiment is None else ("experiment", experiment)
     check_name(which, name)
-    rows = store.latest(store.read(results_dir))
+    current, older = store.by_experts(store.read(results_dir))
+    rows = store.latest(current)
     mine = read.chosen(rows, results_dir, suite, experiment)
     found = blocks.blocks(mine)
     _check_reference(found, reference)
@@ -60,6 +63,7 @@ def make(
         made = sections.make(found, beside, name, reference, older=experiment is None, where=where)
     command = f"python -m twinbench.report {which}={name} {where} reference={shlex.quote(reference)}"
     folder, caveats = results_dir / "reports" / name, _caveats(results_dir, mine)
+    caveats += _left_out(read.belonging(older, results_dir, suite, experiment), rows, mine)
     whole = page.render(name, made, mine, command, caveats)
     files.write(folder, {"index.html": whole.encode()} | _files(name, made, caveats))
     shown = [table for table in catalog.TABLES if table.name in SUMMARY]
@@ -97,6 +101,30 @@ def _caveats(results_dir: Path, rows: list[dict]) -> list[str]:
     suites = [suite for suite in dict.fromkeys(row["suite"] for row in rows) if suite and NAME.fullmatch(suite)]
     texts = [files.text(results_dir / "caveats" / f"{suite}.md") for suite in suites]
     return [" ".join(paragraph.split()) for whole in texts for paragraph in whole.split("\n\n") if paragraph.strip()]
+
+
+def _left_out(older: list[dict], rows: list[dict], shown: list[dict]) -> list[str]:
+    """That runs are missing, since their suite's experts have been trained anew; nothing where none is.
+
+    Args:
+        older: the report's records of other experts than the newest of their suite.
+        rows: all others. What they have, under whatever source of its method, is not missing.
+        shown: the report's own.
+    """
+    has, splits = {_configuration(row) for row in rows}, {row["split"] for row in shown if row["primary"]}
+    missing = [row for row in older if row["primary"] and row["split"] in splits and _configuration(row) not in has]
+    if not missing:
+        return []
+    runs, methods = {row["run_id"] for row in missing}, sorted({row["method"] for row in missing})
+    them = f"{len(runs)} of the runs, of {', '.join(methods)}"
+    return [
+        f"Left out, measured with the experts of an earlier training: {them}. The command that made them measures them "
+        "again."
+    ]
+
+
+def _configuration(row: dict) -> str:
+    return json.dumps([row[key] for key in CONFIGURATION], sort_keys=True)
 
 
 def _files(name: str, made: "list[Section]", caveats: list[str]) -> dict[str, bytes]:

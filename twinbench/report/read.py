@@ -33,18 +33,22 @@ def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: s
     Raises:
         ValueError: there are none.
     """
-    if experiment:
-        run_ids = set(store.sweep(results_dir, experiment))
-        mine = [row for row in rows if row["run_id"] in run_ids]
-        if not mine:
-            raise Mistake(f"no records of experiment {experiment!r} in {results_dir}: its last sweep has no result")
-        return mine
-    mine = [row for row in rows if row["suite"] == suite]
-    other = {row["run_id"] for row in mine if row["split"] == "validation"}
+    mine = belonging(rows, results_dir, suite, experiment)
+    if experiment and not mine:
+        raise Mistake(f"no records of experiment {experiment!r} in {results_dir}: its last sweep has no result")
     if not mine:
         known = ", ".join(sorted({row["suite"] or "unknown" for row in rows})) or "none"
         raise Mistake(f"no records of suite {suite!r}; suites with records: {known}")
+    other = {row["run_id"] for row in mine if row["split"] == "validation"} if suite else set()
     return [row for row in mine if row["run_id"] not in other] or mine
+
+
+def belonging(rows: list[dict], results_dir: Path, suite: str | None, experiment: str | None) -> list[dict]:
+    """The records of a suite, or of the runs of an experiment's last sweep."""
+    if experiment:
+        run_ids = set(store.sweep(results_dir, experiment))
+        return [row for row in rows if row["run_id"] in run_ids]
+    return [row for row in rows if row["suite"] == suite]
 
 
 def predictions(results_dir: Path, found: Iterable[Block]) -> "tuple[dict[str, pd.DataFrame], dict[str, list[str]]]":

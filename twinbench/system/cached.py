@@ -57,10 +57,13 @@ def damaged(folder: Path) -> str | None:
     return None
 
 
-def weights_hash(folder: Path) -> str:
-    """The hash of a folder's weights as its manifest has it."""
-    written = json.loads((folder / MANIFEST).read_bytes())
-    return ",".join(entry[1] for name, entry in sorted(written.items()) if name.endswith(".safetensors"))
+def weights_hash(folder: Path) -> str | None:
+    """The hash of a folder's weights as its manifest has it; None where there is no manifest to read."""
+    try:
+        written = json.loads((folder / MANIFEST).read_bytes())
+        return ",".join(entry[1] for name, entry in sorted(written.items()) if name.endswith(".safetensors"))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
 
 
 def _manifest(folder: Path) -> dict[str, tuple[int, str]]:

@@ -77,19 +77,16 @@ def test_smoothed_labels_make_an_expert_less_sure(family, tmp_path):
 
 def test_a_machine_that_would_emulate_bfloat16_does_not_train_in_it(family, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "_features", lambda: {"avx2", "avx512f"})
-    given = (
-        family / "base",
-        task("letters"),
-        replace(RECIPE, epochs=1, bf16=True),
-        tmp_path / "a",
-        "cpu",
-        family / "base",
-    )
+    recipe, place = replace(RECIPE, epochs=1, bf16=True), (tmp_path / "a", "cpu", family / "base")
+    given = family / "base", task("letters"), recipe, *place
     with pytest.raises(ValueError, match=r"finetune.bf16=true: .* by emulation; use suite.finetune.bf16=false, which"):
         finetune(*given)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(device, "_features", lambda: {"avx512_bf16"})
     assert finetune(*given) == tmp_path / "a"
+    monkeypatch.setattr(device, "_features", set)
+    rest = tmp_path / "b", "cpu", family / "base"
+    assert finetune(family / "base", task("letters"), replace(recipe, bf16=False), *rest) == tmp_path / "b"
 
 
 def test_a_damaged_expert_is_trained_again_and_said_once(family, tmp_path, capfd):
