@@ -103,8 +103,9 @@ class Workbench:
 
 
 def autocast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Let each call of a module compute in another dtype, and give float32.
+    """Let each call of a model compute in another dtype, and give float32.
 
+    The head of a language model stays outside: rounded to bfloat16, several tokens would often have the same logit.
     Hooks, since whatever is put in place of its forward (`routing.attach`) is to run inside, too.
     """
     entered = []
@@ -118,10 +119,9 @@ def autocast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         entered.pop().__exit__(None, None, None)
         return single(output)
 
-    called = {id(part): part for part in (module, getattr(module, "base_model", module))}  # a router reads the latter
-    for part in called.values():
-        part.register_forward_pre_hook(enter)
-        part.register_forward_hook(leave, always_call=True)
+    body = getattr(module, "base_model", module)
+    body.register_forward_pre_hook(enter)
+    body.register_forward_hook(leave, always_call=True)
     return module
 
 

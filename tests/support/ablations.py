@@ -1,5 +1,6 @@
 """The tables and figures of results/README.md on single questions, as their committed reports give them."""
 
+import ast
 import itertools
 import json
 
@@ -386,26 +387,19 @@ def official() -> tuple[str, list[str]]:
 
 
 def generative() -> tuple[str, list[str]]:
-    """The generative tasks in points, and which experts are alive."""
-    report = "generative_smollm"
-    raw, alive = table(report, "strict_bfloat16_raw"), table(report, "strict_bfloat16_living")
-    tasks = {"truthful_qa": "TruthfulQA", "bbq": "BBQ", "cnn_dailymail": "CNN/DailyMail, ROUGE-2", "mmlu": "MMLU"}
-    assert alive.index[alive["expert is"] == "alive"].tolist() == ["truthful_qa", "bbq"]
-    rows = table(report, NAME)
-    assert (
-        rows.loc["ties", "average_low"] > rows.loc["task_arithmetic", "average_high"] > rows.loc["average", "average"]
-    )
-
-    def line(method: str) -> list[str]:
-        points = [f"{raw.loc[method, f'{task} ({alive.loc[task].metric})']:.1f}" for task in tasks]
-        return [f"`{method}`", *points, kept(method, report, NAME)]
-
-    first, second = (alive.loc[task] for task in ("mmlu", "cnn_dailymail"))
-    said = (
-        f"MMLU's is {-first['over base']:.1f} points below the base, CNN/DailyMail's {second['over base']:.1f} points "
-        f"above it ({second['over base_low']:+.1f} to {second['over base_high']:+.1f})"
-    )
-    return markdown(["method", *tasks.values(), "normalized average"], [line(name) for name in raw.index]), [said]
+    """How many questions of the individual model had several likeliest answers, since logits were rounded."""
+    results, ties = REPORTS.parent, {}
+    (run,) = {
+        row["run_id"]
+        for row in store.latest(store.read(results))
+        if (row["suite"], row["method"]) == ("generative_smollm", "individual")
+    }
+    rows = store.predictions(results, run)
+    for task in ("bbq", "mmlu"):
+        choices = rows.loc[rows["task"] == task, "answer"].map(ast.literal_eval)
+        likely = [[likelihood for likelihood, _ in options] for options in choices]
+        ties[task] = 100 * np.mean([options.count(max(options)) > 1 for options in likely])
+    return "", [f"{ties['bbq']:.0f} % on BBQ and {ties['mmlu']:.0f} % on MMLU have several likeliest answers"]
 
 
 ABLATIONS = whole, second, compression, shared, shared_by_rank, combined, protocols, router, bases, tasks, unseen

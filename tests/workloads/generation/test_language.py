@@ -326,6 +326,21 @@ def test_letters_take_one_pass_over_whole_batches_of_prompts(suite):
     assert sum(rows for rows, _ in shapes) == len(samples) and len(shapes) == -(-len(samples) // 8)
 
 
+def test_under_bfloat16_the_head_computes_in_float32(suite):
+    """Rounded to bfloat16, options of nearly one likelihood would tie, and the first of them would win."""
+    found, seen = {}, {}
+    for precision in ("float32", "bfloat16"):
+        own = Workbench(suite, "cpu", 4, 2**30, precision)
+        layer = own.module.base_model.layers[0].mlp.down_proj
+        layer.register_forward_hook(lambda _, given, out, precision=precision: seen.update({precision: out.dtype}))
+        with own.answering(suite.base) as module, torch.inference_mode():
+            found[precision] = module(input_ids=torch.arange(4, 60)[None]).logits
+    exact, low = found.values()
+    assert seen == {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    assert low.dtype == torch.float32 and not torch.equal(low, low.bfloat16().float()) and not torch.equal(low, exact)
+    torch.testing.assert_close(low, exact, rtol=0, atol=0.05 * exact.abs().max().item())
+
+
 def test_the_command_line_of_lm_eval_gives_the_score_of_the_individual_model(family, tmp_path):
     """`lm_eval --model hf` on base and adapter, typed as in the README, over the whole test."""
     whole = load_task(family, "bbq", rows=dict.fromkeys(ROWS))
