@@ -81,19 +81,28 @@ def told(job: Job) -> Outcome:
     folders = {name: expert_folder(suite, name) for name in here}
     for line in workload(suite).needs(suite, folders):
         tell_once(f"{job.suite} {line}", line, sys.stdout)
-    done = bool(store.finished(job.results_dir, job.run_id))
-    print(f"{'done   ' if done else 'to run '} {job.run_id}  {title(job)}{'' if done else why(job)}", flush=True)
-    return Outcome("done" if done else "planned", job.suite, job.run_id)
+    has = has_record(job)
+    print(f"{'done   ' if has else 'to run '} {job.run_id}  {title(job)}{'' if has else why(job)}", flush=True)
+    return Outcome("done" if has else "planned", job.suite, job.run_id)
 
 
 def wanted(job: Job) -> bool:
-    """Whether the run is to be measured: it has no record, or is forced."""
-    return job.config["force"] or not processes.of_first(bool(store.finished(job.results_dir, job.run_id)))
+    """Whether the run is to be measured: it has no record of these experts, or is forced."""
+    return job.config["force"] or not processes.of_first(has_record(job))
+
+
+def has_record(job: Job) -> bool:
+    """Whether the run has a record, and its experts have not been trained anew since."""
+    rows = store.finished(job.results_dir, job.run_id)
+    return bool(rows) and not provenance.retrained(rows, job.config["suite"])
 
 
 def why(job: Job) -> str:
     """What has changed since the run's last record, for the line that announces it."""
     since = changed_since(store.read(job.results_dir), job)
+    rows = store.finished(job.results_dir, job.run_id)
+    if rows and provenance.retrained(rows, job.config["suite"]):
+        return f": its experts have been trained anew since the record of {rows[-1]['time']}"
     return f": its method's source has changed since the record of {since}" if since else ""
 
 

@@ -237,6 +237,29 @@ def test_what_does_not_change_the_number_does_not_change_the_run(bench):
     assert len({row["run_id"] for row in store.latest(store.read(bench.results))}) == 4
 
 
+def test_a_run_of_experts_that_were_trained_anew_runs_again_and_says_why(bench, family, tmp_path, monkeypatch, capsys):
+    """As a cache looks that another machine has filled: the same recipe, other weights."""
+    monkeypatch.setenv("TWINBENCH_CACHE", str(tmp_path / "cache"))
+    recipe = {"epochs": 1, "batch_size": 8, "lr": 5e-3, "weight_decay": 0.0, "warmup": 0.1, "freeze": [], "seed": 0}
+    write_suite(family, tmp_path / "conf", checkpoints=None, finetune=recipe)
+    assert bench("method=average", conf=tmp_path / "conf") == "ok"
+    (folder,) = (tmp_path / "cache" / "experts").glob("letters-*")
+    edit_weights(folder, lambda state: {name: 2 * weight for name, weight in state.items()})
+    weights, manifest = (folder / "model.safetensors").read_bytes(), json.loads((folder / ".manifest").read_text())
+    digest = xxhash.xxh3_128(weights).hexdigest()
+    (folder / ".manifest").write_text(json.dumps(manifest | {"model.safetensors": [len(weights), digest]}))
+    capsys.readouterr()
+    (first,) = {row["time"] for row in store.read(bench.results)}
+    for again, status in (("plan=true", "planned"), ("plan=false", "ok")):
+        assert bench("method=average", again, conf=tmp_path / "conf") == status
+        assert f": its experts have been trained anew since the record of {first}\n" in capsys.readouterr().out
+    assert bench("method=average", conf=tmp_path / "conf") == "skipped"
+    experts = {row["expert"] for row in store.latest(store.read(bench.results)) if row["task"] == "letters"}
+    assert experts == {f"fine-tuned, xxh3 {digest}"}
+    shutil.rmtree(tmp_path / "cache" / "experts")
+    assert bench("method=average", conf=tmp_path / "conf") == "skipped", "a record needs no cache"
+
+
 def test_a_changed_method_runs_again_and_says_why(bench, capsys):
     """As a record looks that an older source of the method has left."""
     assert bench("method=dare") == "ok"

@@ -195,6 +195,24 @@ def test_seeds_of_an_older_source_are_left_out_of_the_row():
     ]
 
 
+def test_runs_of_experts_that_were_trained_anew_since_are_left_out():
+    """The newest experts of a suite_id count; a run that names none, or that failed, stands beside any."""
+    old = [run(name, name, expert="one", time=1) for name in ("individual", "ties", "dare")]
+    blind = run("ties", "blind", protocol="blind", expert="one", time=2)
+    other = run("ties", "other", suite_id="old", expert="one", time=3)
+    new = run("ties", "again", expert="two", time=9)
+    silent, broken = run("average", "silent", time=1), failed("dare", run_id="broken", time=11)
+    block, rest = made(*old, new, silent, broken, blind, other)
+    assert [row.runs[0].run_id for row in block.rows] == ["silent", "again"] and not block.individual
+    assert [record["run_id"] for _, record in block.failed] == ["broken"]
+    assert {record["run_id"] for record in block.of_older_experts} == {"individual", "dare", "ties"}
+    assert [one.run_id for one in rest.rows[0].runs] == ["other"] and not rest.of_older_experts
+    (half, *more), again = run("dare", "half", expert="two", time=4), run("ties", "whole", expert="two", time=5)
+    mixed = [half, *({**row, "expert": "one"} for row in more)]
+    assert [row.label for row in only(mixed, again).rows] == ["ties"], "one of its experts is another"
+    assert len(only(*old).rows) == 3 and not only(*old).of_older_experts
+
+
 def test_runs_of_one_time_stand_in_the_order_of_their_ids():
     found = only(run("b", "2"), run("a", "3"), run("c", "1"))
     assert [row.label for row in found.rows] == ["c", "b", "a"]

@@ -105,6 +105,24 @@ def test_seeds_of_another_source_are_left_out_and_told(results):
     assert table(results).loc["twin_merging (router=mlp)", "seeds"] == 3
 
 
+def test_runs_of_older_experts_are_left_out_of_the_table_and_of_the_search_and_told(results):
+    """A run and a search of before a training, and one of after it."""
+    old, new = (
+        {"expert": f"fine-tuned, {name}", "time": f"2026-02-0{day}T00:00:00+00:00"}
+        for day, name in ((1, "a"), (2, "b"))
+    )
+    router = {"name": "oracle"}
+    for number, density in enumerate((0.1, 0.2)):
+        add_run(results, f"v{number}", "ties", guess(0.6), params={"density": density}, split="validation", **old)
+    add_run(results, "v2", "individual", guess(0.95), router=router, split="validation", **old)
+    add_run(results, "h0", "magmax", guess(0.5), **old)
+    searched = table(results, "storage").loc["ties", "settings tried"]
+    add_run(results, "h1", "average", guess(0.55), **new)
+    assert searched == 2 and table(results, "storage").loc["ties", "settings tried"] == 0
+    assert "magmax" not in table(results).index
+    assert "Left out: magmax, measured with the experts of an earlier training." in notes(results)
+
+
 def test_failed_run_is_shown_with_the_first_line_of_its_error(report):
     failed = report["tables"]["strict_failed"]
     assert failed.loc[0, ["method", "status"]].tolist() == ["della", "failed"]

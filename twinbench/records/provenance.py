@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -75,6 +75,16 @@ def trained(suite: Mapping) -> bool:
     """Whether the suite's experts are fine-tuned by twinbench and all of them are in the cache."""
     finished = (expert_folder(suite, name) / "training.json" for name in own_experts(suite))
     return suite["checkpoints"] is None and all(file.exists() for file in finished)
+
+
+def retrained(rows: Iterable[Mapping], suite: Mapping) -> bool:
+    """Whether a suite's experts were trained anew since a run: the cache holds all of them, and other weights.
+
+    Args:
+        rows: the run's record.
+    """
+    own = experts(suite) if trained(suite) else {}
+    return any(row["expert"] not in (None, own[row["task"]]) for row in rows if row["task"] in own)
 
 
 def training(suite: Mapping, tasks: Mapping) -> dict[str, dict]:

@@ -3,7 +3,8 @@
 A block holds the runs of one (suite_id, split, precision, protocol). Scores of other experts, other data, another
 precision or another protocol are not comparable, so they never share a table; nor do methods that read the test's
 inputs and methods that do not. A row is one (method, params, router)
-with one source, the newest; its runs differ in the seed only.
+with one source, the newest; its runs differ in the seed only. A recipe trains other weights on another machine, so runs
+with other experts than the newest ones of their suite_id are left out.
 """
 
 import json
@@ -55,7 +56,8 @@ class Block:
     ``individual`` are the runs every score is divided by: the upper bound, strict, told the task; ``base`` is the
     lower bound under strict, if that was run.
     ``failed`` pairs a label with the record of a run that has no result; ``outdated`` with that of a seed that has only
-    been run with an older source of its method, and is left out of the row.
+    been run with an older source of its method, and is left out of the row. ``of_older_experts`` has a record of each
+    run that was measured before the suite's experts were trained anew.
     """
 
     suite: str
@@ -71,6 +73,7 @@ class Block:
     individual: list[Run]
     base: list[Run]
     adapted: bool = False
+    of_older_experts: list[dict] = field(default_factory=list)
 
     def find(self, name: str) -> Row | None:
         """The row called ``name``: its label, or else a method's plainest row.
@@ -88,7 +91,8 @@ def blocks(rows: Iterable[Record]) -> list[Block]:
     Args:
         rows: records as ``records.store.latest`` gives them.
     """
-    runs = _newest_runs(list(rows))
+    rows, older = by_experts(list(rows))
+    runs, left = _newest_runs(rows), _newest_runs(older)
     ids = sorted({_suite_id(run) for run in runs}, key=lambda name: (*_freshness(runs, name), name), reverse=True)
     found = []
     for suite_id, split in product(ids, ("test", "validation")):
@@ -97,8 +101,27 @@ def blocks(rows: Iterable[Record]) -> list[Block]:
             kinds = sorted({_kind(run) for run in family}, key=lambda kind: (list(PROTOCOLS).index(kind[0]), kind[1]))
             rows_of = {kind: _rows([run for run in family if _kind(run) == kind]) for kind in kinds}
             key = suite_id, split, precision
-            found += _family_blocks(_head(family[0])["suite"], key, rows_of) if family else []
+            made = _family_blocks(_head(family[0])["suite"], key, rows_of) if family else []
+            for block in made:
+                block.of_older_experts.extend(
+                    _head(run) for run in left if _family(run) == key and _kind(run) == (block.protocol, block.adapted)
+                )
+            found += made
     return found
+
+
+def by_experts(rows: list[Record]) -> tuple[list[Record], list[Record]]:
+    """The records of runs with the newest experts of their suite_id, and of runs with others.
+
+    A failed run has none and is among the first, as are those of old records that do not say which they were.
+
+    Args:
+        rows: as ``records.store.latest`` gives them.
+    """
+    in_time = sorted(rows, key=lambda row: row["time"])
+    newest = {(row["suite_id"], row["task"]): row["expert"] for row in in_time if row["expert"]}
+    older = {row["run_id"] for row in rows if row["expert"] not in (None, newest.get((row["suite_id"], row["task"])))}
+    return [row for row in rows if row["run_id"] not in older], [row for row in rows if row["run_id"] in older]
 
 
 def _family_blocks(suite: str, key: tuple[str, str, str], rows_of: dict[tuple[str, bool], tuple]) -> list[Block]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twinbench.report.blocks import Column, Row, Run, blocks
+from twinbench.report.blocks import Column, Row, Run, blocks, by_experts
 
 Setting = tuple[str, str]  # a method's parameters and its router, as JSON
 Shares = dict[Column, float]  # scores in parts of the individual expert's
@@ -56,7 +56,7 @@ def settings(rows: Iterable[Mapping]) -> dict[tuple[str, str], Settings]:
     Args:
         rows: of all runs, as ``records.store.latest`` gives them.
     """
-    rows = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["time"])
+    rows, _ = by_experts([row for row in rows if row["status"] == "ok"])
     newest: dict[str, dict] = {row["suite_id"]: {} for row in rows}
     for row in rows:
         newest[row["suite_id"]] |= {row["task"]: row["expert"]} if row["expert"] else {}

@@ -34,6 +34,10 @@ def notes(
     if block.outdated:
         older = ", ".join(f"seed {record['seed']} of {label}" for label, record in block.outdated)
         found.append(f"Left out: {older}. The source of its method has changed since, and other seeds have newer runs.")
+    if block.of_older_experts:
+        older = ", ".join(sorted({record["method"] for record in block.of_older_experts}))
+        them = f"Left out: {older}, measured with the experts of an earlier training."
+        found.append(f"{them} The same command measures them again.")
     for row in block.rows:
         for run in row.runs:
             if said := doubts.get(run.run_id):
