@@ -9,7 +9,7 @@ import pytest
 from support.ablations import ABLATIONS
 from support.commands import ROOT
 from support.field import FIELD
-from support.reports import REPORTS, TWIN, kept, table
+from support.reports import REPORTS, TWIN, heads, kept, table
 from twinbench.records import store
 
 FILES = ("README.md", "results/README.md")
@@ -41,10 +41,7 @@ def behind(
 
 def pooler_costs() -> list[float]:
     """What merging the pooler costs each static merge in the demo."""
-    merged, kept = (
-        table("demo_head", file.stem)["average"]
-        for file in sorted((REPORTS / "demo_head").glob("strict*_normalized.csv"), key=lambda file: len(file.name))
-    )
+    merged, kept = (scores["average"] for scores in heads())
     return [kept[name] - merged[name] for name in ("average", "task_arithmetic", "ties", "dare", "dare_ties")]
 
 

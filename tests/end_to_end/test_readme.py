@@ -11,6 +11,7 @@ import yaml
 
 from support.commands import ROOT, command, composed, planned, read, rows_of
 from support.family import CLASSES
+from support.reports import heads
 from twinbench.command import run
 from twinbench.plan.signature import signature
 from twinbench.protocol import PROTOCOLS
@@ -80,14 +81,11 @@ def test_the_tables_of_the_results_are_those_of_the_reference_reports():
 
 
 def test_the_table_of_heads_is_that_of_the_reference_report():
-    merged, kept = (
-        pd.read_csv(file)
-        for file in sorted(REPORTS.glob("demo_head/strict*_normalized.csv"), key=lambda file: len(file.name))
-    )
+    merged, kept = heads()
     lines = cells(table(RESULTS, "pooler in the head"))
     assert len(lines) == len(kept) == len(merged)
     for method, in_head, in_encoder, cost in lines:
-        scores = [frame.set_index("method")["average"][method] for frame in (kept, merged)]
+        scores = [frame.loc[method, "average"] for frame in (kept, merged)]
         assert [in_head, in_encoder, cost] == [f"{score:.1f}" for score in (*scores, scores[0] - scores[1])], method
 
 

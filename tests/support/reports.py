@@ -7,6 +7,7 @@ import pandas as pd
 from support.commands import ROOT
 
 REPORTS = ROOT / "results" / "reference" / "reports"
+POOLER_MERGED = "55f7c705e820"  # the suite_id; a report names the files of its older suites by theirs
 TWIN = "twin_merging (method@shared=task_arithmetic, router={})"
 
 
@@ -26,3 +27,10 @@ def markdown(heads: list[str], lines: list[list[str]]) -> str:
     """A table whose first column is words and whose others are numbers."""
     marks = ["---", *["---:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, marks, *lines])
+
+
+def heads() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The demo's scores with BERT's pooler merged, and with it in the head."""
+    newer, older = sorted(REPORTS.glob("demo_head/strict*_normalized.csv"), key=lambda file: len(file.name))
+    merged, kept = (older, newer) if POOLER_MERGED in older.name else (newer, older)
+    return tuple(pd.read_csv(file).set_index("method") for file in (merged, kept))
