@@ -113,6 +113,12 @@ def test_a_machine_that_would_emulate_it_refuses(family, monkeypatch, tmp_path):
     assert run(asked).status == "ok"
 
 
+def test_a_model_whose_weights_are_in_bfloat16_has_no_other_precision():
+    given = "suite=generative_smollm", "suite.dtype=bfloat16"
+    with pytest.raises(ValueError, match="precision=bfloat16: suite.dtype is bfloat16, which the model computes in"):
+        planned(*given, "precision=bfloat16")
+
+
 class Casts(TorchDispatchMode):
     """Counts how often tensors of the shapes of weights were cast to bfloat16."""
 

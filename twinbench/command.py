@@ -184,8 +184,10 @@ def publish(job: Job) -> None:
     """Export what was measured as a folder for plain transformers and PEFT."""
     from twinbench import prepare
 
-    rows, _ = store.by_experts(store.read(job.results_dir))
-    prepare.exported(job, shared_bench(job), origins(job.config["suite"]), rows)
+    bench, suite = shared_bench(job), job.config["suite"]
+    own = provenance.experts(suite) if suite["checkpoints"] is None else {}
+    rows = [row for row in store.read(job.results_dir) if row["expert"] in (None, own.get(row["task"], row["expert"]))]
+    prepare.exported(job, bench, origins(suite), rows)
     print(f"exported {job.run_id}  to {job.config['export']}", flush=True)
 
 

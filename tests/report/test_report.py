@@ -131,6 +131,15 @@ def test_runs_of_older_experts_are_in_no_table_and_in_no_search_and_the_report_s
     assert told in after["summary"] and told in (after["folder"] / "index.html").read_text(encoding="utf-8")
 
 
+def test_a_report_of_older_experts_alone_is_refused_with_what_to_do(tmp_path):
+    for run_id, (suite, expert, day) in {"a": ("first", "old", 1), "b": ("second", "new", 2)}.items():
+        given = {"suite": suite, "expert": f"fine-tuned, {expert}", "time": f"2026-02-0{day}T00:00:00+00:00"}
+        add_run(tmp_path, run_id, "ties", guess(0.6), params={"density": day / 10}, **given)
+    with pytest.raises(ValueError, match="all records of suite 'first' are of the experts of an earlier training; the"):
+        make(tmp_path, suite="first")
+    assert make(tmp_path, suite="second")["summary"]
+
+
 def test_failed_run_is_shown_with_the_first_line_of_its_error(report):
     failed = report["tables"]["strict_failed"]
     assert failed.loc[0, ["method", "status"]].tolist() == ["della", "failed"]

@@ -115,4 +115,33 @@ def own_routes() -> tuple[str, list[str]]:
     return leaderboard(searched().loc[lambda rows: rows.index.isin(OWN)]), []
 
 
-FIELD = single_models, told_the_task, own_routes
+def on_the_demo(kind: str) -> pd.DataFrame:
+    """The demo's rows at defaults: of "single" models, of methods "told" the task, or of those that are "routed"."""
+    rows = scored("demo_field", "strict").sort_values("average", ascending=False)
+    has_parts = rows["method"].isin((*TOLD, *OWN))
+    told = has_parts & ((rows["router"] == "oracle") | rows["router"].isna() & ~rows["method"].isin(OWN))
+    return rows[{"single": ~has_parts, "told": told, "routed": has_parts & ~told}[kind]]
+
+
+def at_defaults(rows: pd.DataFrame) -> str:
+    def line(row: pd.Series) -> list[str]:
+        average = f"{row.average:.1f} ({row.average_low:.1f} to {row.average_high:.1f})"
+        worst = f"{row.worst:.1f} {row.worst_task}"
+        return [f"`{row.label}`", average, worst, row["data needs"], f"{row.total / 1e6:.0f}"]
+
+    return markdown(["method", "average", "worst task", "data needs", "MB"], [line(row) for _, row in rows.iterrows()])
+
+
+def demo_single() -> tuple[str, list[str]]:
+    return at_defaults(on_the_demo("single")), []
+
+
+def demo_told() -> tuple[str, list[str]]:
+    return at_defaults(on_the_demo("told")), []
+
+
+def demo_routed() -> tuple[str, list[str]]:
+    return at_defaults(on_the_demo("routed")), []
+
+
+FIELD = single_models, told_the_task, own_routes, demo_single, demo_told, demo_routed

@@ -1,4 +1,4 @@
-"""What no run can score: a protocol, a router and a suite that do not go together, each refused with its reason."""
+"""What no run can score: a protocol, a router, a precision and a suite that do not go together, each with its reason."""
 
 from collections.abc import Mapping
 
@@ -24,6 +24,19 @@ def check_protocol(config: Mapping, method: str, *, known: bool) -> None:
     if unseen and (known or protocol.needs_expert):
         what = f"method={method} goes by the known task" if known else f"protocol={config['protocol']}"
         raise Mistake(f"{what}, and no expert of {', '.join(unseen)} is merged: score unseen tasks under {NORMALIZER}")
+
+
+def check_precision(config: Mapping) -> None:
+    """Refuse to compute a model in bfloat16 whose weights are in that already, or in float16.
+
+    Raises:
+        ValueError: the suite's ``dtype`` is not float32.
+    """
+    dtype, precision = config["suite"].get("dtype") or "float32", config["precision"]
+    if precision != "float32" and dtype != "float32":
+        raise Mistake(
+            f"precision={precision}: suite.dtype is {dtype}, which the model computes in; leave precision out"
+        )
 
 
 def check_router(config: Mapping, *, learns: bool) -> None:

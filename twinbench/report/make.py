@@ -49,7 +49,12 @@ def make(
     which, name = ("suite", suite) if experiment is None else ("experiment", experiment)
     check_name(which, name)
     current, older = store.by_experts(store.read(results_dir))
-    rows = store.latest(current)
+    rows, gone = store.latest(current), read.belonging(older, results_dir, suite, experiment)
+    if gone and not read.belonging(rows, results_dir, suite, experiment):
+        raise Mistake(
+            f"all records of {which} {name!r} are of the experts of an earlier training; the command that made them "
+            "measures them again"
+        )
     mine = read.chosen(rows, results_dir, suite, experiment)
     found = blocks.blocks(mine)
     _check_reference(found, reference)
@@ -63,7 +68,7 @@ def make(
         made = sections.make(found, beside, name, reference, older=experiment is None, where=where)
     command = f"python -m twinbench.report {which}={name} {where} reference={shlex.quote(reference)}"
     folder, caveats = results_dir / "reports" / name, _caveats(results_dir, mine)
-    caveats += _left_out(read.belonging(older, results_dir, suite, experiment), rows, mine)
+    caveats += _left_out(gone, rows, mine)
     whole = page.render(name, made, mine, command, caveats)
     files.write(folder, {"index.html": whole.encode()} | _files(name, made, caveats))
     shown = [table for table in catalog.TABLES if table.name in SUMMARY]
