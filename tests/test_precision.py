@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from baselines import individual
-from support.commands import composed, planned, read, rows_of
+from support.commands import command, composed, planned, read, rows_of
 from support.family import CLASSES, bench, opened
 from support.routing import recipe
 from twinbench.command import run
@@ -114,9 +114,12 @@ def test_a_machine_that_would_emulate_it_refuses(family, monkeypatch, tmp_path):
 
 
 def test_a_model_whose_weights_are_in_bfloat16_has_no_other_precision():
-    given = "suite=generative_smollm", "suite.dtype=bfloat16"
-    with pytest.raises(ValueError, match="precision=bfloat16: suite.dtype is bfloat16, which the model computes in"):
-        planned(*given, "precision=bfloat16")
+    given = "suite=generative_smollm", "suite.dtype=bfloat16", "precision=bfloat16", "plan=true"
+    refused = command(*given)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "error: precision=bfloat16: the model computes in suite.dtype=bfloat16; leave precision out\n"
+    )
 
 
 class Casts(TorchDispatchMode):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twinbench.assets.sources import by_content
 from twinbench.plan.identity import hashed, leaf_identity, suite_identity
-from twinbench.plan.refused import check_precision, check_protocol, check_router
+from twinbench.plan.refused import check_protocol, check_router
 from twinbench.plan.signature import (
     Signature,
     checked_signature,
@@ -143,7 +143,6 @@ def configured(config: Mapping, names: Mapping[str, str | None]) -> Job:
     known = oracle and method.takes.route in ("router", "layer")
     route = "task" if known else method.takes.route
     check_protocol(config, method.name, known=route == "task")
-    check_precision(config)
     needs = [leaf.takes.reads for leaf in leaves.values()]
     router, hashes = None, [leaf.identity | _form(config, leaf) for leaf in leaves.values()]
     drawn = any(leaf.draws for leaf in leaves.values())

@@ -16,6 +16,7 @@ from twinbench.assets.sources import found, unpinned
 from twinbench.plan import targets
 from twinbench.plan.exportable import check_export
 from twinbench.plan.job import Job, configured
+from twinbench.plan.refused import check_precision
 from twinbench.plan.signature import checked_signature, hyperparameters
 from twinbench.plan.suite import narrowed, workload, workloads
 from twinbench.system import processes
@@ -78,6 +79,7 @@ def planned(cfg: DictConfig, choices: Mapping[str, str | None]) -> Job:
     """
     config, names = composed(cfg, choices)
     check(config, names)
+    check_precision(config)
     config["suite"] = narrowed(config["suite"])
     job = configured(config, names)
     if config["export"]:

@@ -1,4 +1,4 @@
-"""What no run can score: a protocol, a router, a precision and a suite that do not go together, each with its reason."""
+"""What no run can score: protocol, router, precision and suite that do not fit each other, each with its reason."""
 
 from collections.abc import Mapping
 
@@ -34,9 +34,7 @@ def check_precision(config: Mapping) -> None:
     """
     dtype, precision = config["suite"].get("dtype") or "float32", config["precision"]
     if precision != "float32" and dtype != "float32":
-        raise Mistake(
-            f"precision={precision}: suite.dtype is {dtype}, which the model computes in; leave precision out"
-        )
+        raise Mistake(f"precision={precision}: the model computes in suite.dtype={dtype}; leave precision out")
 
 
 def check_router(config: Mapping, *, learns: bool) -> None:
