@@ -81,7 +81,7 @@ def trained(suite: Mapping) -> bool:
     if suite["checkpoints"] is not None:
         return False
     folders = [expert_folder(suite, name) for name in own_experts(suite)]
-    return all((folder / "training.json").exists() and cached.weights_hash(folder) for folder in folders)
+    return all((folder / "training.json").exists() and cached.weights_hash(folder) is not None for folder in folders)
 
 
 def retrained(rows: Iterable[Mapping], suite: Mapping) -> bool:
