@@ -101,6 +101,9 @@ def test_the_times_of_a_merge_are_those_of_the_benchmark():
 def test_the_reference_report_is_made_of_the_reference_records(tmp_path):
     for folder in ("records", "predictions"):
         shutil.copytree(REFERENCE / folder, tmp_path / folder)
+    for file in (tmp_path / "records").glob("*.jsonl"):  # the demo's report is of before the field was measured
+        if '"experiment": "demo_field"' in file.read_text(encoding="utf-8"):
+            file.unlink()
     make(tmp_path, suite="demo")
     for name in ("strict_raw.csv", "strict_storage.csv", "blind_raw.csv", "experts.csv"):
         assert (tmp_path / "reports" / "demo" / name).read_bytes() == (REPORTS / "demo" / name).read_bytes()
