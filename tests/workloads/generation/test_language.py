@@ -596,6 +596,7 @@ def run_whole(family: Path, folder: Path, results: str, *given: str, **settings)
         f"+suite.base.path={family / 'base'}",
         *(f"suite.tasks.{task}.rows={rows}" for task in TASKS),
         "suite.finetune.rank=4",
+        "suite.finetune.bf16=false",  # any machine can
         "router.model.epochs=5",
         "batch_size=4",
         "wandb.mode=disabled",
