@@ -51,7 +51,7 @@ class Settings:
 def settings(rows: Iterable[Mapping]) -> dict[tuple[str, str], Settings]:
     """Per suite_id and method the settings that were scored on held-out rows of the same experts.
 
-    Another limit of the test or another name is another suite_id of the same experts.
+    Another limit of the test is another suite_id of the same experts.
 
     Args:
         rows: of all runs, as ``records.store.latest`` gives them.
