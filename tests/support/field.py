@@ -8,7 +8,8 @@ import pandas as pd
 import yaml
 
 from support.commands import ROOT
-from support.reports import markdown, table
+from support.reports import REPORTS, markdown, table
+from twinbench.records import store
 
 TOLD = "twin_merging", "tsv_c", "auto_switch", "t_switch", "tall_masks", "emr", "free"  # here told the task of a row
 OWN = "esm_pp", "smile", "mass"  # pick parts by themselves
@@ -83,12 +84,7 @@ def single_models() -> tuple[str, list[str]]:
     rows = searched()
     single = rows.drop(index=[*TOLD, *OWN])
     assert (single["average_high"] < rows.loc["twin_merging", "average_low"]).all()
-    theirs = (
-        pd.read_csv(ROOT / "results/literature/glue.csv").query("source == @PUBLISHED").set_index("method")["value"]
-    )
-    both = single.loc[(single["data needs"] == "nothing") & single.index.isin(theirs.index)]
-    assert len(both) == 7
-    tuned, usual = (agreement(both[column], theirs[both.index]) for column in ("average", "default"))
+    tuned, usual = as_published(single), as_published(single, "default")
     gains = (rows["average"] - rows["default"]).map("{:.1f}".format)
     said = [
         f"{len(single)} of them are one model",
@@ -99,12 +95,27 @@ def single_models() -> tuple[str, list[str]]:
     return leaderboard(single), said
 
 
+def correlation(ours: pd.Series, theirs: pd.Series) -> float:
+    """Spearman's rank correlation."""
+    return float(np.corrcoef(ours.rank(), theirs.rank())[0, 1])
+
+
 def agreement(ours: pd.Series, theirs: pd.Series) -> str:
     """Spearman's rank correlation, with the share of all orders that agree or disagree as much."""
     one, other = (side.rank().to_numpy() for side in (ours, theirs))
-    found = np.corrcoef(one, other)[0, 1]
+    found = correlation(ours, theirs)
     chance = [np.corrcoef(order, other)[0, 1] for order in itertools.permutations(one)]
     return f"{found:.2f} (p = {np.mean(np.abs(chance) >= abs(found) - 1e-9):.3f})"
+
+
+def as_published(single: pd.DataFrame, column: str = "average") -> str:
+    """How the order of seven data-free merges agrees with the one that ESM's authors published."""
+    theirs = (
+        pd.read_csv(ROOT / "results/literature/glue.csv").query("source == @PUBLISHED").set_index("method")["value"]
+    )
+    both = single.loc[(single["data needs"] == "nothing") & single.index.isin(theirs.index), column]
+    assert len(both) == 7
+    return agreement(both, theirs[both.index])
 
 
 def told_the_task() -> tuple[str, list[str]]:
@@ -115,12 +126,22 @@ def own_routes() -> tuple[str, list[str]]:
     return leaderboard(searched().loc[lambda rows: rows.index.isin(OWN)]), []
 
 
-def on_the_demo(kind: str) -> pd.DataFrame:
-    """The demo's rows at defaults: of "single" models, of methods "told" the task, or of those that are "routed"."""
-    rows = scored("demo_field", "strict").sort_values("average", ascending=False)
+def of_kind(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows those of "single" models, of methods "told" the task, or of those that are "routed"; the best first."""
     has_parts = rows["method"].isin((*TOLD, *OWN))
     told = has_parts & ((rows["router"] == "oracle") | rows["router"].isna() & ~rows["method"].isin(OWN))
-    return rows[{"single": ~has_parts, "told": told, "routed": has_parts & ~told}[kind]]
+    asked = {"single": ~has_parts, "told": told, "routed": has_parts & ~told}[kind]
+    return rows[asked].sort_values("average", ascending=False)
+
+
+def on_the_demo(kind: str) -> pd.DataFrame:
+    """The demo's rows, every method at its defaults."""
+    return of_kind(kind, scored("demo_field", "strict"))
+
+
+def on_glue(kind: str) -> pd.DataFrame:
+    """GLUE's test rows, every method at the setting that held-out rows chose."""
+    return of_kind(kind, scored("glue_minilm_field", "strict"))
 
 
 def at_defaults(rows: pd.DataFrame) -> str:
@@ -161,4 +182,73 @@ def demo_routed() -> tuple[str, list[str]]:
     return at_defaults(on_the_demo("routed")), []
 
 
+def chosen_settings() -> dict[str, dict]:
+    """By method the settings with the highest average over GLUE's living tasks on held-out rows, of both rounds."""
+    rows = pd.DataFrame(store.read(REPORTS.parent)).query("status == 'ok' and primary")
+    rows = rows[rows["experiment"].isin((SEARCH, SEARCH.replace("select", "edges")))]
+    scores = rows.pivot(index="run_id", columns="task", values="value").drop(columns="rte")  # its expert is dead
+    runs = rows.drop_duplicates("run_id").set_index("run_id")
+    (whole,) = runs.index[runs["method"] == "individual"]
+    best = (scores / scores.loc[whole]).mean(axis=1).groupby(runs["method"]).idxmax()
+    return runs.loc[best].set_index("method")["params"].to_dict()
+
+
+def scored_settings() -> dict[str, list[dict]]:
+    """By method the settings that GLUE's test rows were scored at as the chosen ones."""
+    found: dict[str, list[dict]] = {}
+    for row in store.read(REPORTS.parent):
+        if row["experiment"] == "glue_minilm_field_tuned" and row["params"] not in found.setdefault(row["method"], []):
+            found[row["method"]].append(row["params"])
+    return found
+
+
+def changed(method: str) -> str:
+    """Where the setting that GLUE's test rows were scored at is not the method's default."""
+    (params,) = scored_settings()[method]
+    own = {key: value for key, value in params.items() if key not in ("shared", "compression")}
+    usual = defaults("method", method)
+    return ", ".join(f"{key}={value}" for key, value in own.items() if number(value) != number(usual[key]))
+
+
+def on_test_rows(rows: pd.DataFrame) -> str:
+    def line(row: pd.Series) -> list[str]:
+        average = f"{row.average:.1f} ({row.average_low:.1f} to {row.average_high:.1f})"
+        worst = f"{row.worst:.1f} {row.worst_task}"
+        cells = [f"`{row.label}`", changed(row.method), average, worst, f"{row.tier:.0f}"]
+        return [*cells, row["data needs"], f"{row.total / 1e6:.0f}"]
+
+    heads = ["method", "what is not a default", "average", "worst task", "tier", "data needs", "MB"]
+    return markdown(heads, [line(row) for _, row in rows.iterrows()])
+
+
+def glue_single() -> tuple[str, list[str]]:
+    """One model for all tasks; the best of them beside Twin-Merging."""
+    single, rows = on_glue("single").set_index("method", drop=False), scored("glue_minilm_field", "strict")
+    text, paper = (rows.set_index("label").loc[f"twin_merging (router={name})"] for name in ("text", "mlp"))
+    assert text.reference and (single["difference_high"] < 0).all() and (single["p"] < 0.05).all()
+    best, second = single.iloc[0], single.iloc[1]
+    assert best.method == "tsv_m" and best.tier == paper.tier < second.tier
+    again = correlation(single["average"], searched().loc[single.index, "average"])
+    said = [
+        f"TSV-M keeps {best.average:.1f} in {best.total / 1e6:.0f} MB, Twin-Merging {text.average:.1f} with the text "
+        f"router in {text.total / 1e6:.0f} MB and {paper.average:.1f} with the paper's in {paper.total / 1e6:.0f} MB",
+        f"TSV-M's difference to the text router is {best.difference:+.1f} ({best.difference_low:+.1f} to "
+        f"{best.difference_high:+.1f})",
+        f"The rank correlation of seven data-free merges with their published order is {as_published(single)}",
+        f"with the order of all {len(single)} on held-out rows it is {again:.2f}",
+    ]
+    return on_test_rows(single), said
+
+
+def glue_told() -> tuple[str, list[str]]:
+    rows = on_glue("told")
+    assert (rows["tier"] == 1).all() and len(rows) == 5
+    return on_test_rows(rows), [f"from {rows['total'].min() / 1e6:.0f} MB to {rows['total'].max() / 1e6:.0f} MB"]
+
+
+def glue_routed() -> tuple[str, list[str]]:
+    return on_test_rows(on_glue("routed")), []
+
+
 FIELD = single_models, told_the_task, own_routes, demo_single, demo_told, demo_routed
+FIELD += glue_single, glue_told, glue_routed
