@@ -8,7 +8,7 @@ import pytest
 
 from support.ablations import ABLATIONS
 from support.commands import ROOT
-from support.field import FIELD, chosen_settings, scored_settings
+from support.field import FIELD, held_out, scored_settings
 from support.reports import REPORTS, TWIN, heads, kept, table
 from twinbench.records import store
 
@@ -218,7 +218,7 @@ def test_the_table_of_an_ablation_is_that_of_its_report(ablation):
 
 
 def test_the_tuned_field_is_scored_at_the_settings_that_held_out_rows_chose():
-    best = {method: [settings] for method, settings in chosen_settings().items()}
+    best = {method: [settings] for method, settings in held_out()["params"].items()}
     for method in ("auto_switch", "free", "esm_pp", "smile", "mass"):  # named on the page as not run
         del best[method]
     assert scored_settings() == best
