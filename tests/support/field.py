@@ -237,8 +237,8 @@ def glue_single() -> tuple[str, list[str]]:
         f"TSV-M's difference to the text router is {best.difference:+.1f} ({best.difference_low:+.1f} to "
         f"{best.difference_high:+.1f})",
         f"Its worst task keeps {best.worst:.1f}, Twin-Merging's {text.worst:.1f} with the text router and "
-        f"{paper.worst:.1f} with the paper's. Corrected for chance TSV-M keeps {best.corrected:.1f}, the paper's router "
-        f"{paper.corrected:.1f}, the text router {text.corrected:.1f}",
+        f"{paper.worst:.1f} with the paper's. Corrected for chance TSV-M keeps {best.corrected:.1f}, the paper's "
+        f"router {paper.corrected:.1f}, the text router {text.corrected:.1f}",
         f"The rank correlation of seven data-free merges with their published order is {as_published(single)}",
         f"with the order of all {len(single)} on held-out rows it is {again:.2f}",
     ]
