@@ -193,6 +193,7 @@ def held_out() -> pd.DataFrame:
     return runs.loc[runs.groupby("method")["average"].idxmax()].set_index("method")[["params", "average"]]
 
 
+@cache  # each line of a table asks
 def scored_settings() -> dict[str, list[dict]]:
     """By method the settings that GLUE's test rows were scored at as the chosen ones."""
     found: dict[str, list[dict]] = {}
