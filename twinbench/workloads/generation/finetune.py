@@ -4,6 +4,7 @@ An example is a prompt of the task in the base's own chat format and its right a
 Examples are packed: they fill rows of a fixed length, and attention does not cross from one to the next.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from twinbench.suite import Task
 from twinbench.system.cached import made
@@ -26,6 +29,7 @@ from twinbench.workloads.generation.data import answers, begun
 from twinbench.workloads.training import arguments, checked, trained
 
 ROW = ("input_ids", "labels", "position_ids")
+PER_EXAMPLE = "per_example"  # name of `per_example` among the library's attention functions
 METRIC = "token_accuracy"  # share of answer tokens that the model ranks first, given the right tokens before them
 
 
@@ -116,7 +120,32 @@ def open_base(folder: Path) -> PreTrainedModel:
     """The base for training: without a cache of keys, as with one transformers does not look for packed rows."""
     model = open_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
     model.config.use_cache = False
+    plain = model.config._attn_implementation == "sdpa" and getattr(model.config, "sliding_window", None) is None
+    if plain:  # a window would be lost with the mask
+        AttentionInterface.register(PER_EXAMPLE, per_example)
+        model.set_attn_implementation(PER_EXAMPLE)
     return model
+
+
+def per_example(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, position_ids: Tensor, **given
+) -> tuple[Tensor, None]:
+    """Causal attention within each example of a packed sequence, one example at a time.
+
+    One mask for the whole sequence would cost its length squared, most of it masked out: for BBQ a third of a step.
+
+    Args:
+        query, key, value: of (1, heads, tokens, size); keys and values may have fewer heads.
+        mask: none is made for an attention of this name.
+        position_ids: (1, tokens), 0 where an example begins.
+
+    Returns:
+        (1, tokens, heads, size), and no weights.
+    """
+    starts = (position_ids[0] == 0).nonzero().flatten().tolist()
+    lengths = [end - start for start, end in itertools.pairwise([*starts, position_ids.shape[1]])]
+    examples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    return torch.cat([sdpa_attention_forward(module, *states, None, **given)[0] for states in examples], dim=1), None
 
 
 def encoded(
