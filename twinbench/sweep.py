@@ -77,7 +77,8 @@ class Sweep(Callback):
             folder = Path(config.hydra.runtime.output_dir)
             try:
                 (folder / OUTCOME).write_text(json.dumps(asdict(done)) + "\n", encoding="utf-8")
-            except OSError as error:
+                count_in(config, done)
+            except (Mistake, OSError) as error:
                 sys.exit(f"error: {one_line(error)}")
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:
@@ -141,6 +142,13 @@ def tally(outcomes: Sequence[Outcome]) -> int:
     statuses = [job.status for job in outcomes]
     print(", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)), flush=True)
     return int("failed" in statuses)
+
+
+def count_in(config: DictConfig, done: Outcome) -> None:
+    """Add a run to those of its experiment: a report can be made while the sweep runs, and after it was stopped."""
+    experiment = config.hydra.runtime.choices["experiment"]
+    if experiment and done.run_id is not None and experiment != done.suite:
+        store.add_to_sweep(Path(config.results_dir).expanduser(), experiment, done.run_id)
 
 
 def finish(config: DictConfig, outcomes: Sequence[Outcome]) -> int:

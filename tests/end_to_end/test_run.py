@@ -637,6 +637,25 @@ def test_ctrl_c_in_a_sweep_says_what_is_done(family, tmp_path):
     assert not list((tmp_path / "results").rglob("*.part"))
 
 
+def test_a_stopped_experiment_has_a_report_of_what_is_done(family, tmp_path):
+    conf, results = tmp_path / "conf", tmp_path / "results"
+    write_suite(family, conf)
+    (conf / "experiment").mkdir()
+    (conf / "experiment" / "long.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /suite: tiny}]\n"
+        "hydra: {mode: MULTIRUN, sweeper: {blocks: [{method: 'individual,average,ties,dare'}]}}\n"
+    )
+    arguments = ["--config-dir", str(conf), "experiment=long", f"results_dir={results}", "batch_size=1"]
+    code, said = stopped(signal.SIGTERM, arguments, (results / "sweeps" / "long.json").exists)
+    assert code == 143, said
+    done = store.sweep(results, "long")
+    assert 1 <= len(done) < 4 and set(done) <= {row["run_id"] for row in rows_of(results, status="ok")}
+    assert "individual" in (make(results, experiment="long")["folder"] / "index.html").read_text(encoding="utf-8")
+    ended = command(*arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert set(store.sweep(results, "long")) == {row["run_id"] for row in store.read(results)}
+
+
 def test_an_error_that_an_interrupt_caused_is_the_interrupt():
     """OmegaConf raises errors of its own while it cleans up after Ctrl-C; an error without one stays as it is."""
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from twinbench.records.record import Record, parsed
+from twinbench.system.claims import claimed
 from twinbench.system.files import new_file
 from twinbench.system.mistakes import Mistake
 
@@ -188,8 +189,18 @@ def write_sweep(results_dir: Path, experiment: str, run_ids: Sequence[str]) -> N
         part.write_text(json.dumps(list(run_ids), indent=0) + "\n", encoding="utf-8")
 
 
+def add_to_sweep(results_dir: Path, experiment: str, run_id: str) -> None:
+    """Add a run to those of an experiment's last sweep: a sweep that runs is known by both until it ends."""
+    path = results_dir / "sweeps" / f"{experiment}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(path, wait=True):  # other jobs add theirs
+        known = sweep(results_dir, experiment) if path.exists() else []
+        if run_id not in known:
+            write_sweep(results_dir, experiment, sorted([*known, run_id]))
+
+
 def sweep(results_dir: Path, experiment: str) -> list[str]:
-    """The run_ids of an experiment's last sweep.
+    """The run_ids of an experiment's last sweep; while one runs, those of the sweep before, too.
 
     Raises:
         ValueError: there was none, or its file is not a list of run_ids.
