@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from twinbench.plan import preflight
-from twinbench.records import store
+from twinbench.records import expected, store
 from twinbench.system import processes
 from twinbench.system.claims import claimed
 from twinbench.system.ending import interrupt_first
@@ -38,12 +38,14 @@ class Outcome:
         status: planned or done (under ``plan=true``), skipped, ok or failed.
         suite, run_id: None where the run could not be planned.
         score: of a run on the validation split, the mean of its tasks' primary metrics.
+        seconds: of a planned run, what runs like it took.
     """
 
     status: str
     suite: str | None = None
     run_id: str | None = None
     score: float | None = None
+    seconds: float | None = None
 
     def __float__(self) -> float:
         """The score; a Mistake without one, by which Optuna's sweeper knows a failed trial (it dies of a NaN)."""
@@ -140,7 +142,10 @@ def counted(config: DictConfig) -> Iterator[None]:
 def tally(outcomes: Sequence[Outcome]) -> int:
     """Print how many jobs ended in which way; the exit code, which is 1 if one failed."""
     statuses = [job.status for job in outcomes]
-    print(", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)), flush=True)
+    times = [job.seconds for job in outcomes if job.seconds is not None]
+    some = f"{len(times)} of them " if len(times) < statuses.count("planned") else ""
+    took = f": {some}about {expected.told(sum(times))}, as earlier runs on the same rows took" if times else ""
+    print(", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)) + took, flush=True)
     return int("failed" in statuses)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -651,6 +652,8 @@ def test_a_stopped_experiment_has_a_report_of_what_is_done(family, tmp_path):
     done = store.sweep(results, "long")
     assert 1 <= len(done) < 4 and set(done) <= {row["run_id"] for row in rows_of(results, status="ok")}
     assert "individual" in (make(results, experiment="long")["folder"] / "index.html").read_text(encoding="utf-8")
+    planned = command(*arguments, "plan=true").stdout.splitlines()[-1]
+    assert re.fullmatch(r"\d done, \d planned: about .* (s|min), as earlier runs on the same rows took", planned)
     ended = command(*arguments)
     assert ended.returncode == 0, ended.stderr
     assert set(store.sweep(results, "long")) == {row["run_id"] for row in store.read(results)}
