@@ -14,8 +14,9 @@ from twinbench.plan import preflight
 from twinbench.plan.identity import expert_folder, hashed, origins
 from twinbench.plan.job import Job, changed_since
 from twinbench.plan.suite import own_experts, workload
-from twinbench.records import expected, provenance, store
+from twinbench.records import provenance, store
 from twinbench.records.record import failure, finished
+from twinbench.records.seconds import expected
 from twinbench.sweep import Outcome
 from twinbench.system import processes
 from twinbench.system.claims import claimed_by_first
@@ -83,7 +84,7 @@ def told(job: Job) -> Outcome:
         tell_once(f"{job.suite} {line}", line, sys.stdout)
     has = has_record(job)
     print(f"{'done   ' if has else 'to run '} {job.run_id}  {title(job)}{'' if has else why(job)}", flush=True)
-    seconds = None if has else expected.seconds(store.read(job.results_dir), job)
+    seconds = None if has else expected(store.read(job.results_dir), job)
     return Outcome("done" if has else "planned", job.suite, job.run_id, seconds=seconds)
 
 

@@ -17,7 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from twinbench.plan import preflight
-from twinbench.records import expected, store
+from twinbench.records import store
+from twinbench.records.seconds import words
 from twinbench.system import processes
 from twinbench.system.claims import claimed
 from twinbench.system.ending import interrupt_first
@@ -79,7 +80,7 @@ class Sweep(Callback):
             folder = Path(config.hydra.runtime.output_dir)
             try:
                 (folder / OUTCOME).write_text(json.dumps(asdict(done)) + "\n", encoding="utf-8")
-                count_in(config, done)
+                add_to_experiment(config, done)
             except (Mistake, OSError) as error:
                 sys.exit(f"error: {one_line(error)}")
 
@@ -144,12 +145,12 @@ def tally(outcomes: Sequence[Outcome]) -> int:
     statuses = [job.status for job in outcomes]
     times = [job.seconds for job in outcomes if job.seconds is not None]
     some = f"{len(times)} of them " if len(times) < statuses.count("planned") else ""
-    took = f": {some}about {expected.told(sum(times))}, as earlier runs on the same rows took" if times else ""
+    took = f": {some}about {words(sum(times))} without training, as earlier runs on the same rows took" if times else ""
     print(", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)) + took, flush=True)
     return int("failed" in statuses)
 
 
-def count_in(config: DictConfig, done: Outcome) -> None:
+def add_to_experiment(config: DictConfig, done: Outcome) -> None:
     """Add a run to those of its experiment: a report can be made while the sweep runs, and after it was stopped."""
     experiment = config.hydra.runtime.choices["experiment"]
     if experiment and done.run_id is not None and experiment != done.suite:
@@ -167,7 +168,9 @@ def finish(config: DictConfig, outcomes: Sequence[Outcome]) -> int:
     experiment = config.hydra.runtime.choices["experiment"]
     reports = [{"suite": suite} for suite in suites]
     if experiment and experiment not in suites:  # one that has a suite's name is about the whole suite
-        store.write_sweep(folder, experiment, sorted({job.run_id for job in outcomes if job.run_id is not None}))
+        runs = sorted({job.run_id for job in outcomes if job.run_id is not None})
+        if runs:  # where every job was refused, what the last sweep listed stays
+            store.write_sweep(folder, experiment, runs)
         reports = [{"experiment": experiment}]
     for which in reports:
         try:

@@ -501,12 +501,31 @@ def test_a_sweep_reports_records_failures_and_sets_the_exit_code(family, tmp_pat
     assert "individual" in page and "density must be in" in page
     logged = list((results / "wandb").glob("offline-run-*"))
     assert len(logged) == 8 + 1, "one W&B run a configuration, a failed one included, and one of the report"
+    assert not (results / "sweeps").exists(), "an experiment with its suite's name has the suite's report"
     again = command(*arguments)
     assert again.stdout.count("skipped ") == 7
     assert len({row["run_id"] for row in rows_of(results, status="ok")}) == 7
     narrowed = command(*arguments, "method=average", "plan=true")
     assert narrowed.stdout.count("done") >= 2, "the command line narrows every grid of an experiment"
     assert "pretrained" not in narrowed.stdout
+
+
+def test_a_sweep_of_refused_jobs_leaves_the_list_of_the_one_before(family, tmp_path):
+    conf, results = tmp_path / "conf", tmp_path / "results"
+    write_suite(family, conf)
+    (conf / "experiment").mkdir()
+    (conf / "experiment" / "few.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /suite: tiny}]\n"
+        "hydra: {mode: MULTIRUN, sweeper: {blocks: [{method: 'individual,average'}]}}\n"
+    )
+    arguments = ["--config-dir", str(conf), "experiment=few", f"results_dir={results}", "wandb.mode=disabled"]
+    assert command(*arguments, "router=nonsense").returncode == 1
+    assert not (results / "sweeps").exists()
+    assert command(*arguments).returncode == 0
+    listed = store.sweep(results, "few")
+    assert len(listed) == 2
+    assert command(*arguments, "suite.base.folder=/nowhere").returncode == 1
+    assert store.sweep(results, "few") == listed
 
 
 def test_an_experiment_reports_its_own_runs_and_chooses_on_the_validation_split(family, tmp_path):
@@ -653,7 +672,9 @@ def test_a_stopped_experiment_has_a_report_of_what_is_done(family, tmp_path):
     assert 1 <= len(done) < 4 and set(done) <= {row["run_id"] for row in rows_of(results, status="ok")}
     assert "individual" in (make(results, experiment="long")["folder"] / "index.html").read_text(encoding="utf-8")
     planned = command(*arguments, "plan=true").stdout.splitlines()[-1]
-    assert re.fullmatch(r"\d done, \d planned: about .* (s|min), as earlier runs on the same rows took", planned)
+    assert re.fullmatch(
+        r"\d done, \d planned: about .* (s|min) without training, as earlier runs on the same rows took", planned
+    )
     ended = command(*arguments)
     assert ended.returncode == 0, ended.stderr
     assert set(store.sweep(results, "long")) == {row["run_id"] for row in store.read(results)}

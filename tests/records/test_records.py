@@ -10,6 +10,7 @@ import sys
 import pandas as pd
 import pytest
 
+from support.commands import ROOT
 from twinbench.assets import sources
 from twinbench.records import store
 from twinbench.records.record import KINDS, LATER, MEASURED, completed, failure, finished, is_local, parsed
@@ -205,6 +206,21 @@ def test_a_broken_file_of_the_results_is_named(tmp_path, folder, text, said):
     read = {"records": lambda: store.read(tmp_path), "sweeps": lambda: store.sweep(tmp_path, "x")}
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}: {said}"):
         read.get(folder, lambda: store.experts(tmp_path, "x"))()
+
+
+@pytest.mark.parametrize("before", [None, b"[]", b'["a1", ', b'["old"]'])
+def test_runs_that_several_processes_add_are_all_listed(tmp_path, before):
+    if before is not None:
+        (tmp_path / "sweeps").mkdir()
+        (tmp_path / "sweeps" / "x.json").write_bytes(before)
+    code = (
+        "import sys; from pathlib import Path; from twinbench.records import store\n"
+        "for at in range(20): store.add_to_sweep(Path(sys.argv[1]), 'x', f'{sys.argv[2]}{at:02}')"
+    )
+    adding = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], cwd=ROOT) for name in "abc"]
+    assert [process.wait() for process in adding] == [0, 0, 0]
+    old = ["old"] if before == b'["old"]' else []
+    assert store.sweep(tmp_path, "x") == sorted([*old, *(f"{name}{at:02}" for name in "abc" for at in range(20))])
 
 
 def test_experts_that_were_trained_again_replace_what_was_said_of_them(tmp_path):

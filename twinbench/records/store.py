@@ -1,7 +1,8 @@
 """Records: measured numbers, one JSON line each, one file per run, written once and never edited.
 
 ``RESULTS/records/TIME-RUN_ID.jsonl`` holds a run's rows; ``RESULTS/predictions/TIME-RUN_ID.parquet`` its predictions;
-``RESULTS/sweeps/EXPERIMENT.json`` which runs an experiment consisted of when it was last run;
+``RESULTS/sweeps/EXPERIMENT.json`` which runs an experiment consisted of when it was last run (while it
+runs, or where it was stopped, those of the sweep before, too);
 ``RESULTS/experts/SUITE_ID.json`` how the experts of a suite were trained, where twinbench trained them.
 A file appears under its name only when it is whole, so a killed process leaves nothing half-written to read.
 """
@@ -190,11 +191,16 @@ def write_sweep(results_dir: Path, experiment: str, run_ids: Sequence[str]) -> N
 
 
 def add_to_sweep(results_dir: Path, experiment: str, run_id: str) -> None:
-    """Add a run to those of an experiment's last sweep: a sweep that runs is known by both until it ends."""
+    """Add a run to those of an experiment's last sweep.
+
+    Until a sweep ends, its runs are listed beside those of the sweep before.
+    """
     path = results_dir / "sweeps" / f"{experiment}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with claimed(path, wait=True):  # other jobs add theirs
-        known = sweep(results_dir, experiment) if path.exists() else []
+        try:
+            known = sweep(results_dir, experiment)
+        except Mistake:  # there is no list, or none that can be read
+            known = []
         if run_id not in known:
             write_sweep(results_dir, experiment, sorted([*known, run_id]))
 

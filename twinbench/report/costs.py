@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from twinbench.records.seconds import spent
 from twinbench.report.blocks import Block, Column, Row, Run
 from twinbench.report.held_out import Settings
 
@@ -77,10 +78,8 @@ def _is_quiet(run: Run) -> bool:
 
 
 def _seconds(run: Run) -> list[float | None]:
-    """Merge, router training, route, evaluation, the last two per 1,000 rows; what records share counts once."""
-    parts = {(record["task"], record["split"]): record for record in run.records}.values()
-    first = run.records[0]
-    merge, training = first["merge_seconds"], first["router_seconds"]
-    counts = [[part[name] for name in ("route_seconds", "eval_seconds", "n")] for part in parts]
-    route, evaluation, n = np.array(counts, dtype=float).sum(axis=0)  # None becomes NaN, and so does its sum
-    return [merge, training, route, evaluation, 1000 * (route + evaluation) / n]
+    """Merge, router training, route, evaluation, the last two per 1,000 rows."""
+    merge, training, route, evaluation = spent(run.records)
+    n = [part["n"] for part in {(record["task"], record["split"]): record for record in run.records}.values()]
+    each = np.array([route, evaluation, *n], dtype=float)  # None becomes NaN, and so does its sum
+    return [merge, training, route, evaluation, 1000 * each[:2].sum() / each[2:].sum()]

@@ -16,7 +16,15 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PersimmonConfig,
+)
 
 from baselines import individual, pretrained, task_arithmetic, ties
 from support.commands import OS_ENVIRON, command
@@ -536,15 +544,19 @@ def recipe(**changes) -> instruct.Recipe:
     return instruct.Recipe(**given | {"alpha": 8, "dropout": 0.0, "targets": ("q_proj", "v_proj"), "seed": 0} | changes)
 
 
-def test_packed_examples_have_the_losses_that_they_have_alone(family):
+@pytest.mark.parametrize("attention", ["sdpa", instruct.PER_EXAMPLE])
+def test_packed_examples_have_the_losses_that_they_have_alone(family, attention):
     task, tokens = load_task(family, "bbq"), open_tokenizer(family / "base")
     examples = instruct.encoded(task, "train", tokens, 1000)
     rows = instruct.packed(examples, 1000, 0)
     assert max(row["position_ids"].count(0) for row in rows) > 1 and len(rows) < len(examples)
-    model = instruct.open_base(family / "base").eval()
+    model, plain = (instruct.open_base(family / "base").eval() for _ in range(2))
+    if attention == instruct.PER_EXAMPLE:
+        instruct.attend_per_example(model)
+    assert (model.config._attn_implementation, plain.config._attn_implementation) == (attention, "sdpa")
 
     def losses(ids: list[int], labels: list[int]) -> torch.Tensor:
-        logits, wanted = model(input_ids=torch.tensor([ids])).logits[0, :-1], torch.tensor(labels[1:])
+        logits, wanted = plain(input_ids=torch.tensor([ids])).logits[0, :-1], torch.tensor(labels[1:])
         return torch.nn.functional.cross_entropy(logits, wanted, reduction="none")[wanted != -100]
 
     with torch.inference_mode():
@@ -555,6 +567,24 @@ def test_packed_examples_have_the_losses_that_they_have_alone(family):
     assert torch.allclose(together.sort().values, alone.sort().values, atol=1e-4)
     assert found.loss == pytest.approx(float(alone.mean()), abs=1e-4)
     assert len(alone) == sum(len(answer) + 1 for answer in language.answers(task.harness["train"])), "answers and ends"
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [(MistralConfig, {"sliding_window": 8}), (PersimmonConfig, {}), (GPT2Config, {})]
+)
+def test_examples_are_attended_to_one_by_one_only_where_that_is_the_same(kind, more):
+    """Mistral sees a window of the last tokens; Persimmon hands no positions on; GPT-2 is as the others."""
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = kind(**sizes, intermediate_size=32, num_key_value_heads=2, use_cache=False, pad_token_id=0, **more)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(1, 50, (1, 40))
+    given = {"input_ids": ids, "position_ids": torch.cat([torch.arange(15), torch.arange(25)])[None]}
+    with torch.inference_mode():
+        before = model(**given).logits
+        instruct.attend_per_example(model)
+        assert torch.allclose(model(**given).logits, before, atol=1e-5)
+    assert (model.config._attn_implementation == instruct.PER_EXAMPLE) == (kind is GPT2Config)
 
 
 def test_an_adapter_is_trained_on_answers_alone_once_and_reproducibly(family, tmp_path):

@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from twinbench.suite import Task
 from twinbench.system.cached import made
 from twinbench.weights.pretrained import open_pretrained
+from twinbench.workloads.generation import likelihood
 from twinbench.workloads.generation.data import answers, begun
 from twinbench.workloads.training import arguments, checked, trained
 
@@ -103,7 +104,10 @@ def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, de
         target_modules=list(recipe.targets),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(open_base(base), config)
+    opened = open_base(base)
+    if device == "cpu":  # where it was measured
+        attend_per_example(opened)
+    model = get_peft_model(opened, config)
     trainer = Trainer(
         model,
         arguments(recipe, folder, device, per_device_eval_batch_size=1, remove_unused_columns=False),
@@ -120,11 +124,26 @@ def open_base(folder: Path) -> PreTrainedModel:
     """The base for training: without a cache of keys, as with one transformers does not look for packed rows."""
     model = open_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
     model.config.use_cache = False
-    plain = model.config._attn_implementation == "sdpa" and getattr(model.config, "sliding_window", None) is None
-    if plain:  # a window would be lost with the mask
-        AttentionInterface.register(PER_EXAMPLE, per_example)
-        model.set_attn_implementation(PER_EXAMPLE)
     return model
+
+
+def attend_per_example(model: PreTrainedModel) -> None:
+    """Let the model's attention be `per_example`, where that is the same.
+
+    It is not where a layer sees a window of the last tokens, since no mask is made then, nor where layers do not hand
+    positions on to their attention.
+    """
+    before = model.config._attn_implementation
+    if before != "sdpa" or not likelihood.shares(model):
+        return
+    AttentionInterface.register(PER_EXAMPLE, per_example)
+    model.set_attn_implementation(PER_EXAMPLE)
+    two = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad():
+            model(input_ids=two, position_ids=two)
+    except TypeError:  # `per_example` was called without positions
+        model.set_attn_implementation(before)
 
 
 def per_example(
@@ -132,7 +151,7 @@ def per_example(
 ) -> tuple[Tensor, None]:
     """Causal attention within each example of a packed sequence, one example at a time.
 
-    One mask for the whole sequence would cost its length squared, most of it masked out: for BBQ a third of a step.
+    One mask for the whole sequence costs its length squared, most of it masked out: on a CPU a third of a step on BBQ.
 
     Args:
         query, key, value: of (1, heads, tokens, size); keys and values may have fewer heads.
