@@ -12,14 +12,18 @@ if TYPE_CHECKING:
 Spent = tuple[float | None, float | None, float | None, float | None]
 
 
+def parts(rows: Sequence[Record]) -> list[Record]:
+    """One row of each task and split: the metrics of a part share its times and its number of rows."""
+    return list({(row["task"], row["split"]): row for row in rows}.values())
+
+
 def spent(rows: Sequence[Record]) -> Spent:
     """Seconds to merge, to train the router, to route all tasks and to score them; None where not measured.
 
     Args:
-        rows: of one run. Rows of one task and split share their times, which count once.
+        rows: of one run.
     """
-    parts = {(row["task"], row["split"]): row for row in rows}.values()
-    route, evaluation = ([part[key] for part in parts] for key in ("route_seconds", "eval_seconds"))
+    route, evaluation = ([part[key] for part in parts(rows)] for key in ("route_seconds", "eval_seconds"))
     return rows[0]["merge_seconds"], rows[0]["router_seconds"], _sum(route), _sum(evaluation)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from twinbench.records.seconds import spent
+from twinbench.records.seconds import parts, spent
 from twinbench.report.blocks import Block, Column, Row, Run
 from twinbench.report.held_out import Settings
 
@@ -80,6 +80,6 @@ def _is_quiet(run: Run) -> bool:
 def _seconds(run: Run) -> list[float | None]:
     """Merge, router training, route, evaluation, the last two per 1,000 rows."""
     merge, training, route, evaluation = spent(run.records)
-    n = [part["n"] for part in {(record["task"], record["split"]): record for record in run.records}.values()]
-    each = np.array([route, evaluation, *n], dtype=float)  # None becomes NaN, and so does its sum
-    return [merge, training, route, evaluation, 1000 * each[:2].sum() / each[2:].sum()]
+    scoring, n = [route, evaluation], [part["n"] for part in parts(run.records)]
+    rate = 1000 * np.sum(scoring, dtype=float) / np.sum(n, dtype=float)  # None becomes NaN, and so does its sum
+    return [merge, training, route, evaluation, rate]

@@ -295,7 +295,7 @@ def test_layers_that_see_a_window_share_no_beginning():
     sizes |= {"num_key_value_heads": 1, "vocab_size": 64}
     for window, expected in ((None, True), (8, False)):
         model = MistralForCausalLM(MistralConfig(sliding_window=window, **sizes)).eval()
-        assert likelihood.shares(model) == expected
+        assert likelihood.sees_all(model) == expected
         prompts = [tuple(range(3, 23 + at)) for at in range(3)]
         options, nobody = [(9, 8, 7), (9, 5)], lambda _: None
         together = likelihood.scored(model, prompts, [0] * 3, [options] * 3, nobody)

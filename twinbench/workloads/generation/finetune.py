@@ -134,7 +134,7 @@ def attend_per_example(model: PreTrainedModel) -> None:
     positions on to their attention.
     """
     before = model.config._attn_implementation
-    if before != "sdpa" or not likelihood.shares(model):
+    if before != "sdpa" or not likelihood.sees_all(model):
         return
     AttentionInterface.register(PER_EXAMPLE, per_example)
     model.set_attn_implementation(PER_EXAMPLE)

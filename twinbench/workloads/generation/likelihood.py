@@ -70,10 +70,10 @@ def rows(options: list[Tokens]) -> int:
     return max(1, sum(len(option) > common + 1 for option in options))
 
 
-def shares(model: nn.Module) -> bool:
-    """Whether contexts may share what they begin with: padding lies between that and the rest.
+def sees_all(model: nn.Module) -> bool:
+    """Whether each layer sees all tokens before one, and none a window of the last tokens.
 
-    Layers that see a window of the last tokens count padding among them.
+    Only then may contexts share what they begin with: a window would count the padding between that and the rest.
     """
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 

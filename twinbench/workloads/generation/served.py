@@ -148,7 +148,7 @@ class Served(HFLM):
         if cut:
             self._warn(f"{cut} prompts with answers longer than {self.max_length} tokens: their beginning is left out")
         read = {context: context[-room[context] :] for context in options}
-        alone = self._routes is not None or not likelihood.shares(self.model)  # other routes give other states
+        alone = self._routes is not None or not likelihood.sees_all(self.model)  # other routes give other states
         shots = {} if alone else likelihood.shared(set(read.values()))
         order = sorted(options, key=lambda context: (-shots.get(read[context], 0), -len(context), read[context]))
 
