@@ -279,6 +279,22 @@ def test_prompts_that_begin_alike_share_a_pass_over_their_beginning(suite, monke
             assert one[1] == other[1] == bool((logits.argmax(-1) == wanted).all())
 
 
+def test_prompts_that_begin_alike_are_not_read_beside_one_that_does_not(suite):
+    """In one batch they would be padded to its length, and read whole."""
+    own, shapes = bench_of(suite, 8), []
+    served = scoring._served(own)
+    served._max_length = 256
+    contexts = [[5] * 80 + [6 + at] * 5 for at in range(3)] + [[4] * 200]
+    requests = [(("", ""), context, option) for context in contexts for option in ([7, 9], [7, 8])]
+    keep = own.module.register_forward_pre_hook(
+        lambda _, given, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    with served.serving(Merged({}), None, 0.0), own.answering(own.suite.base):
+        served._loglikelihood_tokens(requests)
+    keep.remove()
+    assert shapes == [(1, 80), (3, 6), (1, 201)], "what they begin with, the rest of each, the long one"
+
+
 def test_a_prompt_that_is_too_long_is_read_from_its_end(suite):
     own = bench_of(suite, 4)
     served = scoring._served(own)

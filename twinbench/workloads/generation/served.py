@@ -150,7 +150,13 @@ class Served(HFLM):
         read = {context: context[-room[context] :] for context in options}
         alone = self._routes is not None or not likelihood.sees_all(self.model)  # other routes give other states
         shots = {} if alone else likelihood.shared(set(read.values()))
-        order = sorted(options, key=lambda context: (-shots.get(read[context], 0), -len(context), read[context]))
+
+        def place(context: Tokens) -> tuple:  # those that begin alike side by side, then by length
+            length = shots.get(read[context], 0)
+            return -length, read[context][:length], -len(context), read[context]
+
+        order = sorted(options, key=place)
+        kinds = [[context for context in order if (read[context] in shots) == begins] for begins in (True, False)]
 
         def run(part: list[Tokens]) -> list[None]:
             found = likelihood.scored(
@@ -165,7 +171,8 @@ class Served(HFLM):
             return [None] * len(part)
 
         with tqdm(total=len(order), desc="log-likelihoods", unit="prompt", leave=False) as bar:
-            self._in_batches(order, run, bar, lambda context: likelihood.rows([*options[context]]))
+            for kind in kinds:  # a batch of both would read all its contexts whole, padded to the longest
+                self._in_batches(kind, run, bar, lambda context: likelihood.rows([*options[context]]))
         return [options[tuple(context)][tuple(continuation)] for _, context, continuation in requests]
 
     def tok_batch_encode(self, strings: Sequence[str], *args, **kwargs) -> tuple[Tensor, Tensor]:
