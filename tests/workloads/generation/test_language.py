@@ -18,12 +18,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
-    GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PersimmonConfig,
 )
 
 from baselines import individual, pretrained, task_arithmetic, ties
@@ -41,9 +39,9 @@ from twinbench.routing.mlp import Mlp
 from twinbench.routing.recipe import Features, Recipe, Use
 from twinbench.suite import Suite, Task
 from twinbench.workbench import Workbench, merged
+from twinbench.workloads.generation import attention, likelihood, workload
 from twinbench.workloads.generation import data as language
 from twinbench.workloads.generation import finetune as instruct
-from twinbench.workloads.generation import likelihood, workload
 from twinbench.workloads.generation import score as scoring
 from twinbench.workloads.generation.open import module, open_suite, open_tokenizer
 
@@ -311,7 +309,7 @@ def test_layers_that_see_a_window_share_no_beginning():
     sizes |= {"num_key_value_heads": 1, "vocab_size": 64}
     for window, expected in ((None, True), (8, False)):
         model = MistralForCausalLM(MistralConfig(sliding_window=window, **sizes)).eval()
-        assert likelihood.sees_all(model) == expected
+        assert attention.sees_all(model) == expected
         prompts = [tuple(range(3, 23 + at)) for at in range(3)]
         options, nobody = [(9, 8, 7), (9, 5)], lambda _: None
         together = likelihood.scored(model, prompts, [0] * 3, [options] * 3, nobody)
@@ -560,16 +558,16 @@ def recipe(**changes) -> instruct.Recipe:
     return instruct.Recipe(**given | {"alpha": 8, "dropout": 0.0, "targets": ("q_proj", "v_proj"), "seed": 0} | changes)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", instruct.PER_EXAMPLE])
-def test_packed_examples_have_the_losses_that_they_have_alone(family, attention):
+@pytest.mark.parametrize("kind", ["sdpa", attention.PER_EXAMPLE])
+def test_packed_examples_have_the_losses_that_they_have_alone(family, kind):
     task, tokens = load_task(family, "bbq"), open_tokenizer(family / "base")
     examples = instruct.encoded(task, "train", tokens, 1000)
     rows = instruct.packed(examples, 1000, 0)
     assert max(row["position_ids"].count(0) for row in rows) > 1 and len(rows) < len(examples)
     model, plain = (instruct.open_base(family / "base").eval() for _ in range(2))
-    if attention == instruct.PER_EXAMPLE:
-        instruct.attend_per_example(model)
-    assert (model.config._attn_implementation, plain.config._attn_implementation) == (attention, "sdpa")
+    if kind == attention.PER_EXAMPLE:
+        attention.attend_per_example(model)
+    assert (model.config._attn_implementation, plain.config._attn_implementation) == (kind, "sdpa")
 
     def losses(ids: list[int], labels: list[int]) -> torch.Tensor:
         logits, wanted = plain(input_ids=torch.tensor([ids])).logits[0, :-1], torch.tensor(labels[1:])
@@ -583,24 +581,6 @@ def test_packed_examples_have_the_losses_that_they_have_alone(family, attention)
     assert torch.allclose(together.sort().values, alone.sort().values, atol=1e-4)
     assert found.loss == pytest.approx(float(alone.mean()), abs=1e-4)
     assert len(alone) == sum(len(answer) + 1 for answer in language.answers(task.harness["train"])), "answers and ends"
-
-
-@pytest.mark.parametrize(
-    ("kind", "more"), [(MistralConfig, {"sliding_window": 8}), (PersimmonConfig, {}), (GPT2Config, {})]
-)
-def test_examples_are_attended_to_one_by_one_only_where_that_is_the_same(kind, more):
-    """Mistral sees a window of the last tokens; Persimmon hands no positions on; GPT-2 is as the others."""
-    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = kind(**sizes, intermediate_size=32, num_key_value_heads=2, use_cache=False, pad_token_id=0, **more)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    ids = torch.randint(1, 50, (1, 40))
-    given = {"input_ids": ids, "position_ids": torch.cat([torch.arange(15), torch.arange(25)])[None]}
-    with torch.inference_mode():
-        before = model(**given).logits
-        instruct.attend_per_example(model)
-        assert torch.allclose(model(**given).logits, before, atol=1e-5)
-    assert (model.config._attn_implementation == instruct.PER_EXAMPLE) == (kind is GPT2Config)
 
 
 def test_an_adapter_is_trained_on_answers_alone_once_and_reproducibly(family, tmp_path):

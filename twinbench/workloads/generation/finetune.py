@@ -4,7 +4,6 @@ An example is a prompt of the task in the base's own chat format and its right a
 Examples are packed: they fill rows of a fixed length, and attention does not cross from one to the next.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
-    AttentionInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from twinbench.suite import Task
 from twinbench.system.cached import made
 from twinbench.weights.pretrained import open_pretrained
-from twinbench.workloads.generation import likelihood
+from twinbench.workloads.generation.attention import attend_per_example
 from twinbench.workloads.generation.data import answers, begun
 from twinbench.workloads.training import arguments, checked, trained
 
 ROW = ("input_ids", "labels", "position_ids")
-PER_EXAMPLE = "per_example"  # name of `per_example` among the library's attention functions
 METRIC = "token_accuracy"  # share of answer tokens that the model ranks first, given the right tokens before them
 
 
@@ -125,46 +121,6 @@ def open_base(folder: Path) -> PreTrainedModel:
     model = open_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
     model.config.use_cache = False
     return model
-
-
-def attend_per_example(model: PreTrainedModel) -> None:
-    """Let the model's attention be `per_example`, where that is the same.
-
-    It is not where a layer sees a window of the last tokens, since no mask is made then, nor where layers do not hand
-    positions on to their attention.
-    """
-    before = model.config._attn_implementation
-    if before != "sdpa" or not likelihood.sees_all(model):
-        return
-    AttentionInterface.register(PER_EXAMPLE, per_example)
-    model.set_attn_implementation(PER_EXAMPLE)
-    two = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    try:
-        with torch.no_grad():
-            model(input_ids=two, position_ids=two)
-    except TypeError:  # `per_example` was called without positions
-        model.set_attn_implementation(before)
-
-
-def per_example(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, position_ids: Tensor, **given
-) -> tuple[Tensor, None]:
-    """Causal attention within each example of a packed sequence, one example at a time.
-
-    One mask for the whole sequence costs its length squared, most of it masked out: on a CPU a third of a step on BBQ.
-
-    Args:
-        query, key, value: of (1, heads, tokens, size); keys and values may have fewer heads.
-        mask: none is made for an attention of this name.
-        position_ids: (1, tokens), 0 where an example begins.
-
-    Returns:
-        (1, tokens, heads, size), and no weights.
-    """
-    starts = (position_ids[0] == 0).nonzero().flatten().tolist()
-    lengths = [end - start for start, end in itertools.pairwise([*starts, position_ids.shape[1]])]
-    examples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, *states, None, **given)[0] for states in examples], dim=1), None
 
 
 def encoded(

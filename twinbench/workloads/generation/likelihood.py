@@ -10,8 +10,7 @@ from itertools import takewhile
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache
 
 Tokens = tuple[int, ...]
 Score = tuple[float, bool]  # a log-likelihood, and whether the tokens are what greedy decoding writes
@@ -68,14 +67,6 @@ def rows(options: list[Tokens]) -> int:
     """How many rows a context takes in the widest pass of `scored`."""
     common = len(beginning(options))
     return max(1, sum(len(option) > common + 1 for option in options))
-
-
-def sees_all(model: nn.Module) -> bool:
-    """Whether each layer sees all tokens before one, and none a window of the last tokens.
-
-    Only then may contexts share what they begin with: a window would count the padding between that and the rest.
-    """
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def shared(contexts: Iterable[Tokens]) -> dict[Tokens, int]:

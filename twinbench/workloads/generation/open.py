@@ -13,6 +13,7 @@ from twinbench.weights.expert import check_vocabulary, is_adapter, open_expert
 from twinbench.weights.lora import read_factors
 from twinbench.weights.pretrained import open_pretrained
 from twinbench.weights.state_dict import check_finite, check_same_layout, layout, read_checkpoint
+from twinbench.workloads.generation.attention import attend_per_prompt
 
 
 def open_suite(
@@ -61,7 +62,10 @@ def module(suite: Suite, device: str) -> nn.Module:
     placed = {"device_map": suite.device_map} if suite.device_map else {}
     given = {"dtype": getattr(torch, suite.dtype)} | placed
     model = open_pretrained(AutoModelForCausalLM, suite.base_folder, **given).eval()
-    return model if placed else model.to(device)
+    model = model if placed else model.to(device)
+    if model.device.type == "cpu":  # where it was measured
+        attend_per_prompt(model)
+    return model
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -20,6 +20,7 @@ from twinbench.routing.layerwise import gated
 from twinbench.system import processes
 from twinbench.workbench import Workbench
 from twinbench.workloads.generation import likelihood
+from twinbench.workloads.generation.attention import sees_all
 from twinbench.workloads.generation.likelihood import Score, Tokens
 
 
@@ -148,7 +149,7 @@ class Served(HFLM):
         if cut:
             self._warn(f"{cut} prompts with answers longer than {self.max_length} tokens: their beginning is left out")
         read = {context: context[-room[context] :] for context in options}
-        alone = self._routes is not None or not likelihood.sees_all(self.model)  # other routes give other states
+        alone = self._routes is not None or not sees_all(self.model)  # other routes give other states
         shots = {} if alone else likelihood.shared(set(read.values()))
 
         def place(context: Tokens) -> tuple:  # those that begin alike side by side, then by length
