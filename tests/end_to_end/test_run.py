@@ -741,18 +741,32 @@ def test_a_plan_needs_no_folder_and_a_sweep_names_the_configuration_that_is_wron
     assert not list(tmp_path.iterdir())
 
 
-def test_help_and_plan_load_no_torch(family, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [
+        (["--help"], {"torch", "transformers", "pandas", "matplotlib", "wandb"}),
+        (["plan=true", "suite=demo"], {"torch", "transformers", "pandas", "matplotlib", "wandb"}),
+        (["suite=tiny", "method=average", "wandb.mode=disabled"], {"datasets", "peft", "sklearn", "scipy.cluster"}),
+    ],
+)
+def test_a_command_loads_no_library_that_it_does_not_need(family, tmp_path, arguments, heavy):
+    """Help and plans no tensors; a run of experts that are there nothing of training, and of routers only its own."""
     script = (
         "import runpy, sys\n"
         "try: runpy.run_path('run.py', run_name='__main__')\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
-        "assert not {'torch', 'transformers', 'pandas', 'matplotlib', 'wandb'} & sys.modules.keys()\n"
+        f"assert not {heavy} & sys.modules.keys()\n"
     )
-    for arguments in (["--help"], ["plan=true", "suite=demo", f"results_dir={tmp_path}"]):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    arguments = [f"hydra.searchpath=[file://{family / 'conf'}]", f"results_dir={tmp_path}", *arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=OS_ENVIRON,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_expert_with_nan_fails_by_name(bench, family, tmp_path):

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -133,6 +132,8 @@ def characters(spec: Task, split: str, width: int, rows: int | None) -> Tensor:
         each text column, hashed to ``width`` places and scaled to a mean square of 1, as hidden states have; columns is
         2, zeros where there is no second.
     """
+    from sklearn.feature_extraction.text import HashingVectorizer  # a second that few runs need to pay
+
     frame = spec.splits[split].iloc[:rows]
     count = HashingVectorizer(
         analyzer="char", ngram_range=(1, 4), n_features=width, lowercase=False, norm="l1", alternate_sign=False

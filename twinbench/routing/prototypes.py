@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from twinbench.routing.recipe import checked
@@ -73,6 +72,8 @@ class Means(nn.Module):
 
 def _temperature(cosines: Tensor, experts: Tensor) -> float:
     """The temperature of the least cross-entropy; in 1 / T it is convex, so there is one minimum."""
+    from scipy.optimize import minimize_scalar  # half a second that few runs need to pay
+
     cosines, experts = cosines.double().cpu(), experts.cpu()
     weight = 1 / torch.bincount(experts, minlength=cosines.shape[1]).clamp(min=1).double()
 

@@ -4,7 +4,6 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from twinbench.routing.recipe import Use
@@ -54,6 +53,8 @@ def grouped(weights: Tensor, logits: Tensor, groups: int, seed: int) -> Tensor:
         groups: at most so many in a bin; a bin with no more distinct rows is left as it is.
         seed: of KMeans' first centres.
     """
+    from scipy.cluster.vq import kmeans2  # half a second that few runs need to pay
+
     shared, bins = weights.clone(), logits.argmax(1)
     for expert in bins.unique():
         rows = (bins == expert).nonzero().flatten()

@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from twinbench.suite import Task
 from twinbench.system.cached import made
 from twinbench.tasks.metrics import predictions, score
 from twinbench.weights.pretrained import copy_tokenizer, open_pretrained
-from twinbench.workloads.training import arguments, checked, trained
+from twinbench.workloads.recipe import checked
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str, 
 
 
 def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> None:
+    # Seconds that a run pays only if it trains.
+    from transformers import DataCollatorWithPadding, Trainer
+
+    from twinbench.workloads.training import arguments, trained
+
     print(
         f"fine-tuning expert {task.name}: {len(task.splits['train'])} rows, {recipe.epochs} epochs on {device}",
         flush=True,
@@ -98,7 +106,9 @@ def _label_names(task: Task) -> Mapping:
     return {"id2label": dict(enumerate(task.classes)), "label2id": {name: i for i, name in enumerate(task.classes)}}
 
 
-def _rows(task: Task, split: str, tokenizer) -> Dataset:
+def _rows(task: Task, split: str, tokenizer) -> "Dataset":
+    from datasets import Dataset
+
     frame = task.splits[split]
     if split != "train":  # in evaluation like lengths go together, so that little is padded
         frame = frame.sort_values(task.columns[0], key=lambda texts: texts.str.len())

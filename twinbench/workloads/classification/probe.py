@@ -10,10 +10,6 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 STEPS = 2000  # of a fit at most
@@ -41,6 +37,12 @@ def predictions(train: np.ndarray, labels: np.ndarray, features: np.ndarray, cla
         train, labels: features (rows, hidden) and labels of the training rows.
         features: (n, hidden) of the rows that are asked about.
     """
+    # A second that few runs need to pay.
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if classes:
         model, values = LogisticRegression(max_iter=STEPS), {"logisticregression__C": 1 / PENALTIES}
     else:

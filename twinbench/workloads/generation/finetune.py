@@ -16,7 +16,6 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
 )
 
 from twinbench.suite import Task
@@ -24,7 +23,7 @@ from twinbench.system.cached import made
 from twinbench.weights.pretrained import open_pretrained
 from twinbench.workloads.generation.attention import attend_per_example
 from twinbench.workloads.generation.data import answers, begun
-from twinbench.workloads.training import arguments, checked, trained
+from twinbench.workloads.recipe import checked
 
 ROW = ("input_ids", "labels", "position_ids")
 METRIC = "token_accuracy"  # share of answer tokens that the model ranks first, given the right tokens before them
@@ -85,7 +84,11 @@ def finetune(base: Path, task: Task, recipe: Recipe, folder: Path, device: str, 
 
 
 def _train(base: Path, words: Path, task: Task, recipe: Recipe, folder: Path, device: str) -> None:
-    from peft import LoraConfig, get_peft_model  # seconds that a suite of classifiers need not pay
+    # Seconds that a run pays only if it trains.
+    from peft import LoraConfig, get_peft_model
+    from transformers import Trainer
+
+    from twinbench.workloads.training import arguments, trained
 
     tokenizer = open_pretrained(AutoTokenizer, words)
     examples = {split: encoded(task, split, tokenizer, recipe.tokens) for split in ("train", "validation")}
