@@ -1,6 +1,7 @@
 """Method files called as a run calls them, on a base and experts of a few random tensors."""
 
 import importlib
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,11 +27,17 @@ def models(seed: int = 0, count: int = 3, dtype=torch.float32) -> tuple[dict, di
     return cast(base), {task: cast(state) for task, state in experts.items()}
 
 
+@cache
+def leaf(path: Path) -> dict:
+    """What a method's YAML holds."""
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
 def call(path: Path, base, experts, **changes):
     """Call a method with its YAML's values and what a run prepares."""
-    leaf = OmegaConf.load(path)
-    takes = signature(leaf["_target_"])
-    values = hyperparameters(OmegaConf.to_container(leaf))
+    target = leaf(path)["_target_"]
+    takes = signature(target)
+    values = hyperparameters(leaf(path))
     values |= {"task": "task1"} if path.stem == "expert" else {}
     prepared = {"shared": base, "seed": 0, "basis": basis}
     prepared["fisher"] = lambda expert, rows: information(base, f"{expert} {rows}")
@@ -44,7 +51,7 @@ def call(path: Path, base, experts, **changes):
         state, generator(draw.initial_seed() % 1000, task, str((rows, size)))
     )
     values |= {name: prepared[name] for name in takes.arguments & prepared.keys()}
-    module, _, function = leaf["_target_"].rpartition(".")
+    module, _, function = target.rpartition(".")
     return getattr(importlib.import_module(module), function)(base, experts, **values | changes)
 
 
