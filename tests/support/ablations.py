@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -317,15 +318,21 @@ def bases() -> tuple[str, list[str]]:
     return markdown(["base", "third layer", "last layer", "worst task, last layer"], lines), said
 
 
-def gap(report: str, row: str, other: str, sets: list[str]) -> str:
-    """The points between two rows on tasks without an expert, averaged over their probes, with the paired interval."""
+@cache  # 10,000 samples of each run
+def drawn(report: str) -> tuple[blocks.Block, bootstrap.Draws]:
+    """The first block of a report of committed records, and its resampled scores."""
     results = REPORTS.parent
     found = blocks.blocks(read.chosen(store.latest(store.read(results)), results, report, None))[:1]
-    draws, _ = bootstrap.draws(read.predictions(results, found)[0], found)
-    columns = [column for column in found[0].columns if column[0].rpartition("_")[0] in sets]
+    return found[0], bootstrap.draws(read.predictions(results, found)[0], found)[0]
+
+
+def gap(report: str, row: str, other: str, sets: list[str]) -> str:
+    """The points between two rows on tasks without an expert, averaged over their probes, with the paired interval."""
+    block, draws = drawn(report)
+    columns = [column for column in block.columns if column[0].rpartition("_")[0] in sets]
     sides, points = [], []
     for label in (row, other):
-        runs = found[0].find(label).runs
+        runs = block.find(label).runs
         sides.append(100 * np.mean([bootstrap.over_seeds(runs, column, draws) for column in columns], axis=0))
         points.append(100 * np.mean([runs[0].scores[column] for column in columns]))
     low, high, _ = bootstrap.paired(*sides)
@@ -351,10 +358,7 @@ def whole() -> tuple[str, list[str]]:
 
 def untouched(report: str, reference: str, rows: list[str], tasks: list[str]) -> list[str]:
     """Differences of rows to a reference, averaged over some tasks of a suite alone, each with its interval."""
-    results = REPORTS.parent
-    found = blocks.blocks(read.chosen(store.latest(store.read(results)), results, report, None))[:1]
-    (block,) = found
-    draws, _ = bootstrap.draws(read.predictions(results, found)[0], found)
+    block, draws = drawn(report)
     columns = [column for column in block.columns if column[0] in tasks]
 
     def sampled(label: str) -> tuple[float, np.ndarray]:
