@@ -52,7 +52,8 @@ def run(bench: Workbench, setting: Setting, protocol: Protocol, split: str = "te
             router, router_seconds = learned.learned(bench, setting)
             router_bytes += learned.router_bytes(bench, setting, router, made.shared)
         rows = []
-        for task, part in ((task, part) for task, spec in suite.tasks.items() for part in spec.scored(split)):
+        tasks = {name: suite.tasks[name] for name in suite.scored or suite.tasks}
+        for task, part in ((task, part) for task, spec in tasks.items() for part in spec.scored(split)):
             found, frame = _scored(bench, setting, protocol, task, part)
             rows += [row | {"primary": row["primary"] and part == split} for row in found]
             frames.append(frame)

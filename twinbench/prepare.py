@@ -17,7 +17,7 @@ from twinbench.merging.method import Method
 from twinbench.plan.identity import expert_folder, hashed
 from twinbench.plan.job import Job
 from twinbench.plan.signature import NAMED
-from twinbench.plan.suite import merged, own_experts, recipe, scaled
+from twinbench.plan.suite import merged, own_experts, recipe, scaled, scored
 from twinbench.protocol import PROTOCOLS
 from twinbench.records import provenance, store
 from twinbench.routing.learned import Setting
@@ -142,7 +142,8 @@ def opened(suite: Mapping, device: str, split: str = "test") -> Suite:
     if cuts(suite, split):
         tasks = read(suite, split)  # a training measures itself on all held-out rows
     settings = suite | {"merged": merged(suite)}
-    return _scaled(kind.open_suite(base, folders, tasks, kind.open_tokenizer(words), settings, kind), scaled(suite))
+    found = kind.open_suite(base, folders, tasks, kind.open_tokenizer(words), settings, kind)
+    return _scaled(replace(found, scored=scored(suite)), scaled(suite))
 
 
 def _scaled(suite: Suite, factors: Mapping[str, float]) -> Suite:

@@ -1,6 +1,6 @@
 """The nouns: a task, a suite of a base with its experts and tasks, and the kind of model that it is of."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,6 +118,7 @@ class Suite:
         heads: per task what stands above those weights and is never merged. A task without an expert borrows the head
             of the task named in its ``head``. Empty where the kind of model has no heads.
         workload: the kind of model.
+        scored: the tasks that are scored; None: all.
         factored: experts are LoRA adapters that stay factors (`twinbench.merging.factored`).
         dtype, device_map: of the module; "auto" spreads its layers over all GPUs.
         adapter_bytes: what the experts take on disk where all of them are LoRA adapters.
@@ -131,6 +132,7 @@ class Suite:
     tasks: Mapping[str, Task]
     tokenizer: "PreTrainedTokenizerBase"
     workload: Workload
+    scored: Sequence[str] | None = None
     factored: bool = False
     dtype: str = "float32"
     device_map: str | None = None

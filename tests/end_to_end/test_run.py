@@ -769,6 +769,17 @@ def test_a_command_loads_no_library_that_it_does_not_need(family, tmp_path, argu
     assert done.returncode == 0, done.stderr
 
 
+def test_experts_of_tasks_that_are_not_scored_are_merged_all_the_same(bench):
+    """Scores, and where a router sends the rows, are those of a run that scores all tasks."""
+    twin = "method=twin_merging", "router=mlp"
+    assert bench(*twin) == bench(*twin, "suite.scored=[size]", "suite.name=some") == "ok"
+    every, some = (rows_of(bench.results, suite=name) for name in ("tiny", "some"))
+    found, wanted = ({(r["task"], r["metric"]): r["value"] for r in rows} for rows in (some, every))
+    assert {task for task, _ in wanted} > {task for task, _ in found} == {"size"}
+    assert found == {key: value for key, value in wanted.items() if key[0] == "size"}
+    assert {f"routed_to/{task}" for task in CLASSES} < {metric for _, metric in found}
+
+
 def test_an_expert_with_nan_fails_by_name(bench, family, tmp_path):
     shutil.copytree(family, tmp_path / "family")
     edit_weights(

@@ -37,6 +37,8 @@ def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
         ("suite.merged=[trec,sms] router=oracle", "method=twin_merging goes by the known task, and no expert"),
         ("method@shared=individual", "method@shared=individual: the shared expert needs a static method"),
         ("split=dev", "unknown split 'dev'"),
+        ("suite.scored=[trek]", "unknown task in suite.scored 'trek'; did you mean 'trec'"),
+        ("suite.scored=[]", "suite.scored must list at least one task, or be null"),
         ("suite.scaled={trek:2}", "unknown task in suite.scaled 'trek'; did you mean 'trec'"),
         ("suite.scaled={trec:x}", "suite.scaled.trec must be a finite number, got 'x'"),
         ("suite.merged=[sms] suite.scaled={trec:2}", "unknown task in suite.scaled 'trec'"),
@@ -56,6 +58,14 @@ def test_the_known_task_takes_the_place_of_every_route():
     assert planned("method=average", "router=oracle").route is None
     with pytest.raises(ValueError, match="method=smile goes by the known task, and no expert of sst2, tweet"):
         planned("method=smile", "router=oracle", "suite.merged=[trec,sms]")
+
+
+def test_which_tasks_are_scored_is_of_the_suite_and_trains_no_other_experts():
+    suite, every = planned("suite=demo"), "[tweet,sms,trec,sst2]"
+    some = planned("suite=demo", "suite.scored=[sst2,sms]")
+    assert planned("suite=demo", f"suite.scored={every}").run_id == suite.run_id
+    assert some.suite_id != suite.suite_id != planned("suite=demo", "suite.only=[sst2,sms]").suite_id
+    assert origins(some.config["suite"]) == origins(suite.config["suite"])
 
 
 def test_unseen_tasks_are_scored_under_strict():

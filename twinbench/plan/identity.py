@@ -10,7 +10,7 @@ from pathlib import Path
 
 from twinbench.assets.sources import HUB, by_content, cache_dir, fingerprint, unpinned
 from twinbench.plan.signature import completed, signature
-from twinbench.plan.suite import merged, own_experts, recipe, scaled, workload
+from twinbench.plan.suite import merged, own_experts, recipe, scaled, scored, workload
 from twinbench.system import source
 from twinbench.system.mistakes import Mistake
 
@@ -38,7 +38,8 @@ def suite_identity(suite: Mapping) -> dict:
         "merged": merged(suite),
         "limit": suite["limit"],
     }
-    found |= {"scaled": factors} if (factors := scaled(suite)) else {}  # ids without it are older than it
+    found |= {"scaled": factors} if (factors := scaled(suite)) else {}  # ids without these two are older than they
+    found |= {"scored": some} if (some := scored(suite)) != list(suite["tasks"]) else {}
     # These keys stand in every id, as they did when there was one kind of model.
     return found | dict.fromkeys(("head", "dtype", "factored")) | workload(suite).identity(suite)
 

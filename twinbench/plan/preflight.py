@@ -50,6 +50,7 @@ SUITE = (
     "checkpoints",
     "only",
     "merged",
+    "scored",
     "limit",
     "scaled",
 )  # its keys
@@ -162,7 +163,7 @@ def suite(config: Mapping) -> None:
             raise Mistake(f"suite lacks {key}; begin its defaults with /workload@_here_: {config['workload']}")
     kind.check(config)
     check_name("suite.name", config["name"])
-    for key in ("only", "merged"):
+    for key in ("only", "merged", "scored"):
         value = config[key]
         if not (value is None or isinstance(value, list)):
             raise Mistake(f"suite.{key} must be a list of tasks or null, as in suite.{key}=[{value}]; got {value!r}")

@@ -59,6 +59,21 @@ def merged(suite: Mapping) -> list[str]:
     return [task for task in own if task in suite["merged"]]
 
 
+def scored(suite: Mapping) -> list[str]:
+    """The tasks that are scored: those that its ``scored`` lists, or all. The experts of others may be merged.
+
+    Raises:
+        ValueError: an unknown task, or none.
+    """
+    if suite["scored"] is None:
+        return list(suite["tasks"])
+    if not suite["scored"]:
+        raise Mistake("suite.scored must list at least one task, or be null")
+    for task in suite["scored"]:
+        one_of("task in suite.scored", task, suite["tasks"])
+    return [task for task in suite["tasks"] if task in suite["scored"]]
+
+
 def scaled(suite: Mapping) -> dict[str, float]:
     """Per expert that ``scaled`` names what its task vector is multiplied by: a stress test.
 
