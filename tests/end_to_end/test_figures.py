@@ -9,6 +9,7 @@ import pytest
 from support.ablations import ABLATIONS
 from support.commands import ROOT
 from support.field import FIELD, held_out, scored_settings
+from support.generative import GENERATIVE
 from support.reports import REPORTS, TWIN, heads, kept, table
 from twinbench.records import store
 
@@ -166,7 +167,7 @@ def sentences() -> list[str]:
         f"the difference is {shared[0]} ({shared[1]})",
         *mpnet(),
         *minilm(),
-        *(sentence for ablation in ABLATIONS + FIELD for sentence in made(ablation)[1]),
+        *(sentence for ablation in ABLATIONS + FIELD + GENERATIVE for sentence in made(ablation)[1]),
         mpnet_experts("glue_mpnet_select", "strict_validation_bfloat16_living"),
         f"worth {min(costs):.0f} to {max(costs):.0f} points to a static merge",
     ]
@@ -218,7 +219,7 @@ def test_the_table_of_settings_has_the_best_of_each_method_on_held_out_rows():
     assert head + "\n".join(lines) in (ROOT / "results/README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS + FIELD, ids=lambda ablation: ablation.__name__)
+@pytest.mark.parametrize("ablation", ABLATIONS + FIELD + GENERATIVE, ids=lambda ablation: ablation.__name__)
 def test_the_table_of_an_ablation_is_that_of_its_report(ablation):
     assert made(ablation)[0] in (ROOT / "results/README.md").read_text(encoding="utf-8")
 

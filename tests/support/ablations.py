@@ -1,6 +1,5 @@
 """The tables and figures of results/README.md on single questions, as their committed reports give them."""
 
-import ast
 import itertools
 import json
 from functools import cache
@@ -390,21 +389,5 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
-def generative() -> tuple[str, list[str]]:
-    """How many questions of the individual model had several likeliest answers, since logits were rounded."""
-    results, ties = REPORTS.parent, {}
-    (run,) = {
-        row["run_id"]
-        for row in store.latest(store.read(results))
-        if (row["suite"], row["method"]) == ("generative_smollm", "individual")
-    }
-    rows = store.predictions(results, run)
-    for task in ("bbq", "mmlu"):
-        choices = rows.loc[rows["task"] == task, "answer"].map(ast.literal_eval)
-        likely = [[likelihood for likelihood, _ in options] for options in choices]
-        ties[task] = 100 * np.mean([options.count(max(options)) > 1 for options in likely])
-    return "", [f"{ties['bbq']:.0f} % on BBQ and {ties['mmlu']:.0f} % on MMLU have several likeliest answers"]
-
-
 ABLATIONS = whole, second, compression, shared, shared_by_rank, combined, protocols, router, bases, tasks, unseen
-ABLATIONS += (official, generative)
+ABLATIONS += (official,)
