@@ -1,4 +1,4 @@
-"""One configuration, measured: merge, route, score every task of a suite. It reads no config and writes nothing."""
+"""One configuration, measured: merge, route, score the tasks of a suite. It reads no config and writes nothing."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ def validate(tasks: list[str], method: Method) -> None:
 
 
 def run(bench: Workbench, setting: Setting, protocol: Protocol, split: str = "test") -> tuple[list[dict], pd.DataFrame]:
-    """Measure one configuration on a split of every task, and with the test on what is scored beside it.
+    """Measure one configuration on a split of each scored task, and with the test on what is scored beside it.
 
     Args:
         split: "test", or "validation" to choose hyperparameters by.

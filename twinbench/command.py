@@ -15,7 +15,7 @@ from twinbench.plan.identity import expert_folder, hashed, origins
 from twinbench.plan.job import Job, changed_since
 from twinbench.plan.suite import own_experts, workload
 from twinbench.records import provenance, store
-from twinbench.records.record import failure, finished
+from twinbench.records.record import failure, finished, is_of
 from twinbench.records.seconds import expected
 from twinbench.sweep import Outcome
 from twinbench.system import processes
@@ -188,7 +188,7 @@ def publish(job: Job) -> None:
 
     bench, suite = shared_bench(job), job.config["suite"]
     own = provenance.experts(suite) if suite["checkpoints"] is None else {}
-    rows = [row for row in store.read(job.results_dir) if row["expert"] in (None, own.get(row["task"], row["expert"]))]
+    rows = [row for row in store.read(job.results_dir) if is_of(row, own)]
     prepare.exported(job, bench, origins(suite), rows)
     print(f"exported {job.run_id}  to {job.config['export']}", flush=True)
 

@@ -114,7 +114,7 @@ class Suite:
     Attributes:
         base: the weights that are merged, under the names that they have in the module that runs them.
         experts: what is merged: per task, in the order of ``tasks``, its expert's weights under the same names. The
-            other tasks are unseen: they are only scored.
+            other tasks are unseen: they have no expert here.
         heads: per task what stands above those weights and is never merged. A task without an expert borrows the head
             of the task named in its ``head``. Empty where the kind of model has no heads.
         workload: the kind of model.

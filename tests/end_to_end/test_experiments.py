@@ -1,4 +1,7 @@
-"""Every grid of an experiment file composes and plans, without the hub and without anybody's data."""
+"""The first run of every grid of an experiment composes and plans, and each of its choices is a file.
+
+That needs neither the hub nor anybody's data.
+"""
 
 from pathlib import Path
 

@@ -244,19 +244,25 @@ def test_a_run_of_experts_that_were_trained_anew_runs_again_and_says_why(bench, 
     recipe = {"epochs": 1, "batch_size": 8, "lr": 5e-3, "weight_decay": 0.0, "warmup": 0.1, "freeze": [], "seed": 0}
     write_suite(family, tmp_path / "conf", checkpoints=None, finetune=recipe)
     assert bench("method=average", conf=tmp_path / "conf") == "ok"
+    some = "method=average", "suite.scored=[size]", "suite.name=some"
+    assert bench(*some, conf=tmp_path / "conf") == "ok"
     (folder,) = (tmp_path / "cache" / "experts").glob("letters-*")
     edit_weights(folder, lambda state: {name: 2 * weight for name, weight in state.items()})
     weights, manifest = (folder / "model.safetensors").read_bytes(), json.loads((folder / ".manifest").read_text())
     digest = xxhash.xxh3_128(weights).hexdigest()
     (folder / ".manifest").write_text(json.dumps(manifest | {"model.safetensors": [len(weights), digest]}))
     capsys.readouterr()
-    (first,) = {row["time"] for row in store.read(bench.results)}
+    (first,) = {row["time"] for row in rows_of(bench.results, suite="tiny")}
     for again, status in (("plan=true", "planned"), ("plan=false", "ok")):
         assert bench("method=average", again, conf=tmp_path / "conf") == status
         assert f": its experts have been trained anew since the record of {first}\n" in capsys.readouterr().out
     assert bench("method=average", conf=tmp_path / "conf") == "skipped"
     experts = {row["expert"] for row in store.latest(store.read(bench.results)) if row["task"] == "letters"}
     assert experts == {f"fine-tuned, xxh3 {digest}"}
+    assert bench(*some, conf=tmp_path / "conf") == "ok", "this expert is merged, too, and not scored"
+    assert {row["unscored"]["letters"] for row in rows_of(bench.results, suite="some")} > experts
+    assert {row["suite"] for row in store.by_experts(store.read(bench.results))[1]} == {"tiny", "some"}
+    assert bench(*some, conf=tmp_path / "conf") == "skipped"
     assert bench("method=dare", conf=tmp_path / "conf") == "ok"
     (folder / ".manifest").unlink()
     assert bench("method=average", conf=tmp_path / "conf") == "skipped", "what is damaged is no other expert"

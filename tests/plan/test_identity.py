@@ -73,6 +73,7 @@ OTHER = {
     "top_k": 1,
     "groups": 4,
     "suite.only": ["trec", "sms", "mmlu", "bbq", "cola", "rte"],
+    "suite.scored": ["trec", "sms", "mmlu", "bbq", "cola", "rte"],
     "suite.merged": ["trec", "sms", "mmlu", "bbq", "cola", "rte"],
     "limit": 7,
     "scaled": {},
@@ -163,7 +164,7 @@ def other(path: str, value: object, tasks: dict) -> object:
     ends = [end for end in OTHER if path == end or path.endswith(f".{end}")]
     assert ends, f"{path}={value!r}: say in OTHER which other value is legal, and in IGNORED if it changes no number"
     found = OTHER[max(ends, key=len)]
-    if path in ("suite.only", "suite.merged"):
+    if path in ("suite.only", "suite.merged", "suite.scored"):
         found = [task for task in found if task in tasks]
     if path == "suite.scaled":
         found = {next(iter(tasks)): 2.0}

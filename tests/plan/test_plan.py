@@ -33,6 +33,8 @@ def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
         ("suite=generative_smollm router=risk", "these experts have no heads; use router=mlp"),
         ("router=risk protocol=blind", "a row that goes to one is wrong"),
         ("suite.merged=[trec,sms] protocol=blind", "protocol=blind, and no expert of sst2, tweet is merged"),
+        ("suite.merged=[trec,sms] suite.scored=[sms,tweet] method=individual", "no expert of tweet is merged"),
+        ("suite.scored=[tweet] router=dawin", "tweet has no classes there"),
         ("suite.merged=[trec,sms] method=individual", "method=individual goes by the known task, and no expert"),
         ("suite.merged=[trec,sms] router=oracle", "method=twin_merging goes by the known task, and no expert"),
         ("method@shared=individual", "method@shared=individual: the shared expert needs a static method"),
@@ -66,6 +68,12 @@ def test_which_tasks_are_scored_is_of_the_suite_and_trains_no_other_experts():
     assert planned("suite=demo", f"suite.scored={every}").run_id == suite.run_id
     assert some.suite_id != suite.suite_id != planned("suite=demo", "suite.only=[sst2,sms]").suite_id
     assert origins(some.config["suite"]) == origins(suite.config["suite"])
+
+
+def test_a_task_that_is_neither_scored_nor_merged_is_in_no_runs_way():
+    some = "suite.merged=[trec,sms]", "suite.scored=[trec,sms]"
+    assert planned(*some, "method=individual").protocol == planned(*some, "router=oracle").protocol == "strict"
+    assert planned(*some, "router=dawin").router["name"] == "dawin"
 
 
 def test_unseen_tasks_are_scored_under_strict():

@@ -38,7 +38,7 @@ def suite_identity(suite: Mapping) -> dict:
         "merged": merged(suite),
         "limit": suite["limit"],
     }
-    found |= {"scaled": factors} if (factors := scaled(suite)) else {}  # ids without these two are older than they
+    found |= {"scaled": factors} if (factors := scaled(suite)) else {}  # ids without one are older than it
     found |= {"scored": some} if (some := scored(suite)) != list(suite["tasks"]) else {}
     # These keys stand in every id, as they did when there was one kind of model.
     return found | dict.fromkeys(("head", "dtype", "factored")) | workload(suite).identity(suite)

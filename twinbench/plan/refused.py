@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from twinbench.plan.suite import merged, workload
+from twinbench.plan.suite import merged, scored, workload
 from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.system.mistakes import Mistake
 
@@ -16,7 +16,8 @@ def check_protocol(config: Mapping, method: str, *, known: bool) -> None:
     Raises:
         ValueError: the experts have no heads, or a scored task has no expert.
     """
-    unseen = [task for task in config["suite"]["tasks"] if task not in merged(config["suite"])]
+    own = merged(config["suite"])
+    unseen = [task for task in scored(config["suite"]) if task not in own]
     protocol = PROTOCOLS[config["protocol"]]
     if protocol.gold_biases and not workload(config["suite"]).HEADS:
         said = f"protocol={protocol.name} is about heads and biases, and these experts have no heads"
@@ -71,7 +72,8 @@ def _check_entropies(config: Mapping) -> None:
         raise Mistake(f"{what}, and these experts have no heads; choose another router")
     if not PROTOCOLS[config["protocol"]].knows_task:
         raise Mistake(f"{what}, and protocol={config['protocol']} knows no task; use {NORMALIZER}")
-    without = [name for name, task in suite["tasks"].items() if task.get("classes") is None or task.get("probe")]
+    asked = {name: suite["tasks"][name] for name in (*merged(suite), *scored(suite))}
+    without = [name for name, task in asked.items() if task.get("classes") is None or task.get("probe")]
     if without:
         raise Mistake(f"{what}, and {', '.join(without)} has no classes there: leave it out with suite.only")
 

@@ -1,4 +1,4 @@
-"""``scored_entropy(state, task, rows, size, draw)``: as `entropy`, on the inputs that are scored.
+"""``scored_entropy(state, task, rows, size, draw)``: as `entropy`, on the test's inputs.
 
 The authors of methods that adapt to unlabelled inputs read the test's. Such a result is of a model that has seen the
 test, so it is recorded as that and ranked apart.

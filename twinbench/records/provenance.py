@@ -13,6 +13,7 @@ from twinbench.assets.sources import origin
 from twinbench.plan.identity import expert_folder
 from twinbench.plan.job import Job
 from twinbench.plan.suite import own_experts, workload
+from twinbench.records.record import is_of
 from twinbench.system import cached
 from twinbench.system.mistakes import Mistake
 
@@ -91,7 +92,7 @@ def retrained(rows: Iterable[Mapping], suite: Mapping) -> bool:
         rows: the run's record.
     """
     own = experts(suite) if trained(suite) else {}
-    return any(row["expert"] not in (None, own[row["task"]]) for row in rows if row["task"] in own)
+    return not all(is_of(row, own) for row in rows)
 
 
 def training(suite: Mapping, tasks: Mapping) -> dict[str, dict]:

@@ -69,6 +69,7 @@ class Record(Attempt):
         merge_seconds, router_seconds: of the whole run, once; ``route_seconds`` and ``eval_seconds``: of this task.
         shared_bytes, exclusive_bytes, router_bytes: as they would be written; ``exclusive_kind`` says in which form.
         data, expert: where the task's rows and its expert come from.
+        unscored: the experts of tasks that the run did not score; None where it scored all.
         others_share: of the time of all cores that other processes used while the run was timed, from 0 to 1.
         rows: how many records the run has; ``predictions``: hash of its file of predictions. Both are for checks.
     """
@@ -91,6 +92,7 @@ class Record(Attempt):
     device: str | None
     data: str | None
     expert: str | None
+    unscored: dict | None
     rows: int | None
     predictions: str | None
 
@@ -109,7 +111,7 @@ LATER = {  # fields that older records lack
         "peak_memory_bytes",
         "others_share",
     ),
-    *("data", "expert", "rows", "predictions"),
+    *("data", "expert", "unscored", "rows", "predictions"),
 }
 OLDER_ROLES = {"individual": UPPER, "pretrained": LOWER, "expert": ONE}
 WORDS = {str: "text", dict: "an object", bool: "true or false", int: "a whole number", float: "a finite number"}
@@ -123,7 +125,21 @@ def finished(attempt: Mapping, numbers: Iterable[Mapping], origins: Mapping[str,
         numbers: the measured fields of each.
         origins: per task ``data`` and ``expert``.
     """
-    return [{**attempt, "status": "ok", "error": None, **row, **origins[row["task"]]} for row in numbers]
+    numbers = list(numbers)
+    scored = {row["task"] for row in numbers}
+    others = {task: of["expert"] for task, of in origins.items() if of["expert"] and task not in scored}
+    common = {**attempt, "status": "ok", "error": None, "unscored": others or None}
+    return [{**common, **row, **origins[row["task"]]} for row in numbers]
+
+
+def experts_of(row: Mapping) -> dict[str, str]:
+    """Per task the expert that a record names: its own task's, and those of tasks that its run did not score."""
+    return ({row["task"]: row["expert"]} if row["expert"] else {}) | (row["unscored"] or {})
+
+
+def is_of(row: Mapping, own: Mapping[str, str]) -> bool:
+    """Whether a record is of these experts, ``own`` per task; a record or a mapping may name fewer."""
+    return all(own.get(task, expert) == expert for task, expert in experts_of(row).items())
 
 
 def failure(attempt: Mapping, error: str) -> dict:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from twinbench.records.record import Record, parsed
+from twinbench.records.record import Record, experts_of, parsed
 from twinbench.system.claims import claimed
 from twinbench.system.files import new_file
 from twinbench.system.mistakes import Mistake
@@ -118,10 +118,14 @@ def by_experts(rows: Iterable[Record]) -> tuple[list[Record], list[Record]]:
         rows: of all files, as ``read`` gives them.
     """
     rows = list(rows)
-    tuned = [row for row in rows if (row["expert"] or "").startswith("fine-tuned")]
-    in_time = sorted(tuned, key=lambda row: row["time"])
-    newest = {(row["suite_id"], row["task"]): row["expert"] for row in in_time}
-    older = {(row["run_id"], row["time"]) for row in tuned if row["expert"] != newest[row["suite_id"], row["task"]]}
+    tuned = [
+        (row, (row["suite_id"], task), expert)
+        for row in sorted(rows, key=lambda row: row["time"])
+        for task, expert in experts_of(row).items()
+        if expert.startswith("fine-tuned")
+    ]
+    newest = {of: expert for _, of, expert in tuned}
+    older = {(row["run_id"], row["time"]) for row, of, expert in tuned if expert != newest[of]}
     kept: tuple[list[Record], list[Record]] = ([], [])
     for row in rows:
         kept[(row["run_id"], row["time"]) in older].append(row)

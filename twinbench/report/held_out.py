@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from twinbench.records.record import experts_of
 from twinbench.report.blocks import Column, Row, Run, blocks
 
 Setting = tuple[str, str]  # a method's parameters and its router, as JSON
@@ -59,8 +60,8 @@ def settings(rows: Iterable[Mapping]) -> dict[tuple[str, str], Settings]:
     rows = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["time"])
     newest: dict[str, dict] = {row["suite_id"]: {} for row in rows}
     for row in rows:
-        newest[row["suite_id"]] |= {row["task"]: row["expert"]} if row["expert"] else {}
-    experts = {suite_id: frozenset(of.items()) or suite_id for suite_id, of in newest.items()}  # old records name none
+        newest[row["suite_id"]] |= experts_of(row)
+    weights = {suite_id: frozenset(of.items()) or suite_id for suite_id, of in newest.items()}  # old records name none
     found: dict[tuple, list[dict[Setting, Shares]]] = {}
     for block in blocks(row for row in rows if row["split"] == "validation"):
         tops = _means(block.individual, block.columns)
@@ -70,11 +71,11 @@ def settings(rows: Iterable[Mapping]) -> dict[tuple[str, str], Settings]:
             shares = {column: scores[column] / tops[column] for column in scores if tops.get(column, 0) > 0}
             searches.setdefault(row.method, {})[_setting(row)] = shares
         for method, settings in searches.items():
-            found.setdefault((experts[block.suite_id], method), []).append(settings)
+            found.setdefault((weights[block.suite_id], method), []).append(settings)
     return {
         (suite_id, method): Settings(tuple(searches))
         for (mine, method), searches in found.items()
-        for suite_id, theirs in experts.items()
+        for suite_id, theirs in weights.items()
         if theirs == mine
     }
 

@@ -38,9 +38,9 @@ def base_states(
     weights = {name: suite.base[name] for name in suite.base if name in names}
     settings = [reads.layer, reads.pool, suite.dtype, bench.precision, bench.batch_size, bench.module.device.type]
     settings += [suite.tokenizer.padding_side, version("torch"), version("transformers")]
-    kind = (suite.workload.encoded, suite.workload.module)  # how its texts and its module are made
+    kind = sorted(Path(suite.workload.module.__code__.co_filename).parent.glob("*.py"))  # how texts and module are made
     files = [Path(__file__), Path(__file__).with_name("learned.py"), Path(features.__file__), Path(workbench.__file__)]
-    codes = [source.digest(file) for file in (*files, *(Path(made.__code__.co_filename) for made in kind))]
+    codes = [source.digest(file) for file in (*files, *kind)]
     config = (suite.base_folder / "config.json").read_text(encoding="utf-8")
     key = content_key(weights, json.dumps([inputs, texts, settings, codes, config]))
     took = [math.nan]

@@ -76,11 +76,19 @@ def test_a_batch_of_prompts_is_answered_token_for_token_as_with_a_mask():
     assert model.config._attn_implementation == PER_PROMPT
 
 
-def test_a_mask_that_is_not_causal_is_kept():
-    """The first token sees one after it."""
-    states = torch.randn(3, 2, 4, 6, 8).unbind()
-    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool)
-    module = torch.nn.Module()
-    found, _ = per_prompt(module, *states, mask)
-    plain, _ = per_prompt(module, *states, None, is_causal=False)
+def masks() -> dict[str, torch.Tensor]:
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    packed = torch.block_diag(causal[:2, :2], causal[:4, :4]).bool()
+    unfilled = torch.cat([causal, torch.zeros(6, 3, dtype=torch.bool)], 1)
+    return {"later": torch.ones_like(causal), "packed": packed, "unfilled": unfilled, "one": unfilled[:1]}
+
+
+@pytest.mark.parametrize("kind", masks())
+def test_another_mask_than_that_of_padded_prompts_is_kept(kind):
+    """A token sees later ones; two examples in a row; a cache with room for more; the first token with such a cache."""
+    mask = masks()[kind].expand(2, 1, -1, -1)
+    rows, columns = mask.shape[2:]
+    query, key, value = torch.randn(2, 4, rows, 8), *torch.randn(2, 2, 4, columns, 8).unbind()
+    found, _ = per_prompt(torch.nn.Module(), query, key, value, mask)
+    plain = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
     assert torch.allclose(found, plain, atol=1e-6)

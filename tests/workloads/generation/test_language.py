@@ -293,6 +293,10 @@ def test_prompts_that_begin_alike_are_not_read_beside_one_that_does_not(suite):
     assert shapes == [(1, 80), (3, 6), (1, 201)], "what they begin with, the rest of each, the long one"
 
 
+def test_a_suite_on_a_cpu_attends_prompt_by_prompt(suite):
+    assert module(suite, "cpu").config._attn_implementation == attention.PER_PROMPT
+
+
 def test_a_prompt_that_is_too_long_is_read_from_its_end(suite):
     own = bench_of(suite, 4)
     served = scoring._served(own)

@@ -1,7 +1,7 @@
 """Causal attention over texts of several lengths, each by itself: on a CPU a mask costs more than what it hides.
 
-A mask for a batch or for a packed row has that many times its length squared, and hides half of it and more. Without
-one, PyTorch's kernel leaves out what a token must not see.
+A batch of prompts has a mask for each, the longest length squared; a packed row has one, its whole length squared. Half
+of that and more is hidden. Without a mask PyTorch's kernel leaves out what a token must not see.
 """
 
 import itertools
@@ -68,10 +68,14 @@ def per_prompt(
     Returns:
         (prompts, tokens, heads, size), zeros where there is padding on the left, and no weights.
     """
-    if mask is None or bool(mask[:, 0, 0, 1:].any()):  # the first of these tokens sees more than one
+    if mask is None or mask.shape[-1] != query.shape[2]:
+        return sdpa_attention_forward(module, query, key, value, mask, **given)
+    starts = mask[:, 0].diagonal(dim1=1, dim2=2).int().argmax(-1)  # where no padding is any more
+    whole = starts.equal(mask[:, 0, -1].int().argmax(-1))  # the last token sees its prompt from the start
+    if not whole or bool(mask[:, 0, 0, 1:].any()):  # the first sees one after it
         return sdpa_attention_forward(module, query, key, value, mask, **given)
     found = value.new_zeros(*query.shape[:3], value.shape[3]).transpose(1, 2)
-    for row, start in enumerate(mask[:, 0, -1].int().argmax(-1).tolist()):  # the first that a prompt's last token sees
+    for row, start in enumerate(starts.tolist()):
         own = (states[row : row + 1, :, start:] for states in (query, key, value))
         found[row, start:] = sdpa_attention_forward(module, *own, None, **given)[0][0]
     return found, None

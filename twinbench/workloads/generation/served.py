@@ -156,24 +156,23 @@ class Served(HFLM):
             length = shots.get(read[context], 0)
             return -length, read[context][:length], -len(context), read[context]
 
-        order = sorted(options, key=place)
-        kinds = [[context for context in order if (read[context] in shots) == begins] for begins in (True, False)]
-
         def run(part: list[Tokens]) -> list[None]:
-            found = likelihood.scored(
-                self.model,
-                [read[context] for context in part],
-                [shots.get(read[context], 0) for context in part],
-                [list(options[context]) for context in part],
-                lambda owners: self._follow([texts[context] for context in part], owners),
-            )
-            for context, scores in zip(part, found, strict=True):
-                options[context] = dict(zip(options[context], scores, strict=True))
+            # Together, those that begin alike and those that do not would be read whole, padded to the longest.
+            kinds = ([context for context in part if (read[context] in shots) == begins] for begins in (True, False))
+            for own in filter(None, kinds):
+                found = likelihood.scored(
+                    self.model,
+                    [read[context] for context in own],
+                    [shots.get(read[context], 0) for context in own],
+                    [list(options[context]) for context in own],
+                    lambda owners, own=own: self._follow([texts[context] for context in own], owners),
+                )
+                for context, scores in zip(own, found, strict=True):
+                    options[context] = dict(zip(options[context], scores, strict=True))
             return [None] * len(part)
 
-        with tqdm(total=len(order), desc="log-likelihoods", unit="prompt", leave=False) as bar:
-            for kind in kinds:  # a batch of both would read all its contexts whole, padded to the longest
-                self._in_batches(kind, run, bar, lambda context: likelihood.rows([*options[context]]))
+        with tqdm(total=len(options), desc="log-likelihoods", unit="prompt", leave=False) as bar:
+            self._in_batches(sorted(options, key=place), run, bar, lambda context: likelihood.rows([*options[context]]))
         return [options[tuple(context)][tuple(continuation)] for _, context, continuation in requests]
 
     def tok_batch_encode(self, strings: Sequence[str], *args, **kwargs) -> tuple[Tensor, Tensor]:
