@@ -2,7 +2,9 @@
 
 import pandas as pd
 
+from support.ablations import drawn
 from support.reports import kept, markdown, table
+from twinbench.report import bootstrap
 
 EXPERTS, MERGED, NAME = "generative_smollm", "generative_living", "strict_normalized"
 TASKS = {"mmlu": "MMLU", "truthful_qa": "TruthfulQA", "bbq": "BBQ", "cnn_dailymail": "CNN/DailyMail"}
@@ -39,8 +41,22 @@ def generative_merges() -> tuple[str, list[str]]:
         cells = [f"{row.truthful_qa:.1f}", f"{row.bbq:.1f}", kept(label, MERGED, NAME), f"{row.corrected:.1f}"]
         return [f"`{label}`", *cells, gap, f"{row.total / 1e6:.0f}"]
 
+    def lead(task: str) -> str:
+        """The points of Task Arithmetic over the unmerged base."""
+        block, draws = drawn(MERGED)
+        (column,) = [column for column in block.columns if column[0] == task]
+        runs = [block.find(label).runs for label in ("task_arithmetic", "pretrained")]
+        low, high, _ = bootstrap.paired(*(100 * bootstrap.over_seeds(of, column, draws) for of in runs))
+        one, other = (100 * of[0].scores[column] for of in runs)
+        return f"{one - other:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+    sizes = rows["total"] - rows.loc["pretrained", "total"]
+    said = [
+        f"Task Arithmetic's lead over the base is {lead('truthful_qa')} on TruthfulQA and {lead('bbq')} on BBQ",
+        f"they take {sizes['twin_merging'] / 1e6:.0f} MB, the adapters {sizes['individual'] / 1e6:.0f} MB",
+    ]
     heads = ["method", "TruthfulQA", "BBQ", "average", "chance-corrected", "difference to the reference", "MB"]
-    return markdown(heads, [line(label) for label in rows.index]), []
+    return markdown(heads, [line(label) for label in rows.index]), said
 
 
 GENERATIVE = generative_experts, generative_merges
