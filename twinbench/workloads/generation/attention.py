@@ -1,4 +1,4 @@
-"""Causal attention over texts of several lengths, each by itself: on a CPU a mask costs more than what it hides.
+"""Causal attention over texts of several lengths, one text at a time: on a CPU that is faster than one mask for all.
 
 A batch of prompts has a mask for each, the longest length squared; a packed row has one, its whole length squared. Half
 of that and more is hidden. Without a mask PyTorch's kernel leaves out what a token must not see.
