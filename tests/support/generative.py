@@ -50,10 +50,14 @@ def generative_merges() -> tuple[str, list[str]]:
         one, other = (100 * of[0].scores[column] for of in runs)
         return f"{one - other:+.1f} points ({low:+.1f} to {high:+.1f})"
 
+    (twin,) = (label for label in rows.index if label.startswith("twin_merging") and "=pretrained" not in label)
+    (bare,) = (label for label in rows.index if "=pretrained" in label)
+    assert rows.loc[twin, "reference"]
     sizes = rows["total"] - rows.loc["pretrained", "total"]
     said = [
         f"Task Arithmetic's lead over the base is {lead('truthful_qa')} on TruthfulQA and {lead('bbq')} on BBQ",
-        f"they take {sizes['twin_merging'] / 1e6:.0f} MB, the adapters {sizes['individual'] / 1e6:.0f} MB",
+        f"they take {sizes[twin] / 1e6:.0f} MB, the adapters {sizes['individual'] / 1e6:.0f} MB",
+        f"they take {sizes[bare] / 1e6:.0f} MB and keep {kept(bare, MERGED, NAME)}",
     ]
     heads = ["method", "TruthfulQA", "BBQ", "average", "chance-corrected", "difference to the reference", "MB"]
     return markdown(heads, [line(label) for label in rows.index]), said
