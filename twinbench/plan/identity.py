@@ -38,7 +38,8 @@ def suite_identity(suite: Mapping) -> dict:
         "merged": merged(suite),
         "limit": suite["limit"],
     }
-    found |= {"scaled": factors} if (factors := scaled(suite)) else {}  # ids without one are older than it
+    # An id holds these two only where they are set: older ids have neither.
+    found |= {"scaled": factors} if (factors := scaled(suite)) else {}
     found |= {"scored": some} if (some := scored(suite)) != list(suite["tasks"]) else {}
     # These keys stand in every id, as they did when there was one kind of model.
     return found | dict.fromkeys(("head", "dtype", "factored")) | workload(suite).identity(suite)
