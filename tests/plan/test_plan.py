@@ -38,6 +38,12 @@ def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
         ("suite.merged=[trec,sms] method=individual", "method=individual goes by the known task, and no expert"),
         ("suite.merged=[trec,sms] router=oracle", "method=twin_merging goes by the known task, and no expert"),
         ("method@shared=individual", "method@shared=individual: the shared expert needs a static method"),
+        (
+            "suite=generative_smollm method=fisher",
+            "method=fisher needs fisher, which is not defined for the models of suite generative_smollm; choose",
+        ),
+        ("suite=generative_smollm method@shared=adamerging", "method@shared=adamerging needs entropy, which is not"),
+        ("suite=generative_smollm method=regmean suite.factored=true", "method=regmean needs gram, which runs experts"),
         ("split=dev", "unknown split 'dev'"),
         ("suite.scored=[trek]", "unknown task in suite.scored 'trek'; did you mean 'trec'"),
         ("suite.scored=[]", "suite.scored must list at least one task, or be null"),

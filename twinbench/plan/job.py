@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twinbench.assets.sources import by_content
 from twinbench.plan.identity import hashed, leaf_identity, suite_identity
-from twinbench.plan.refused import check_protocol, check_router
+from twinbench.plan.refused import check_prepared, check_protocol, check_router
 from twinbench.plan.signature import (
     Signature,
     checked_signature,
@@ -210,6 +210,8 @@ def _leaves(config: Mapping, names: Mapping[str, str | None]) -> dict[str, Leaf]
 
 def _leaf(config: Mapping, names: Mapping[str, str | None], group: str) -> Leaf:
     takes = checked_signature(names[group], config[group])
+    said = "method" if group == "method" else "method@shared"
+    check_prepared(config["suite"], f"{said}={names[group]}", takes.arguments)
     return Leaf(names[group], config[group]["_target_"], hyperparameters(config[group]), takes)
 
 

@@ -1,7 +1,8 @@
 """What no run can score: protocol, router, precision and suite that do not fit each other, each with its reason."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from twinbench.plan.signature import NAMED, offered, prepared_needs
 from twinbench.plan.suite import merged, scored, workload
 from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.system.mistakes import Mistake
@@ -36,6 +37,24 @@ def check_precision(config: Mapping) -> None:
     dtype, precision = config["suite"].get("dtype") or "float32", config["precision"]
     if precision != "float32" and dtype != "float32":
         raise Mistake(f"precision={precision}: the model computes in suite.dtype={dtype}; leave precision out")
+
+
+def check_prepared(suite: Mapping, method: str, arguments: Iterable[str]) -> None:
+    """Refuse a method that asks for what cannot be measured of the suite's models.
+
+    Args:
+        arguments: of the method.
+
+    Raises:
+        ValueError: the suite's workload lacks a function that measures it, or its experts are LoRA factors.
+    """
+    for argument in sorted(NAMED.intersection(arguments)):
+        needs = prepared_needs(argument)
+        if needs and suite.get("factored"):
+            raise Mistake(f"{method} needs {argument}, which runs experts as whole models: use suite.factored=false")
+        if not set(needs) <= set(offered(suite["workload"])):
+            said = f"{method} needs {argument}, which is not defined for the models of suite {suite['name']}"
+            raise Mistake(f"{said}; choose another method")
 
 
 def check_router(config: Mapping, *, learns: bool) -> None:

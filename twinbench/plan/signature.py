@@ -62,6 +62,16 @@ def prepared_reads(argument: str) -> str:
     return _constants(FOLDER / f"{argument}.py", {"READS": None})["READS"]
 
 
+def prepared_needs(argument: str) -> tuple[str, ...]:
+    """The functions of the suite's workload that measure a prepared argument: ``NEEDS`` of its file, or none."""
+    return _constants(FOLDER / f"{argument}.py", {"NEEDS": ()})["NEEDS"]
+
+
+def offered(workload: str) -> Collection[str]:
+    """The functions that a workload has: ``__all__`` of its module."""
+    return _constants(source.located(f"twinbench.workloads.{workload}.workload"), {"__all__": ()})["__all__"]
+
+
 def most_read(needs: Iterable[str]) -> str:
     """Of several `READS` the one that asks for most; "nothing" of none."""
     return max(needs, key=READS.index, default="nothing")

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from twinbench.assets.sources import cache_dir
 from twinbench.system import source
-from twinbench.system.mistakes import Mistake
 from twinbench.weights.disk_cache import content_key, remembered
 from twinbench.weights.state_dict import StateDict
 
@@ -39,12 +38,3 @@ def measured(
 
     found = bench.remember(("prepared", code.stem, expert, rows), key)
     return remembered(cache_dir() / code.stem, found, names, make)
-
-
-def check(bench, argument: str, *needs: str) -> None:
-    """Raise ValueError unless the suite's kind of model has these functions, and its experts are whole weights."""
-    suite = bench.suite
-    if suite.factored:
-        raise Mistake(f"{argument} runs experts as whole models: use suite.factored=false")
-    if any(not hasattr(suite.workload, function) for function in needs):
-        raise Mistake(f"{argument} is not defined for the models of suite {suite.name}; choose another method")

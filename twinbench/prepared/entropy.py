@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from twinbench.prepared._remembered import check
 from twinbench.prepared.prefix_gram import whole
 from twinbench.system.mistakes import Mistake
 
 READS = "training inputs"
+NEEDS = ("model", "batches", "log_likelihoods")
 
 
 def prepare(bench) -> Callable[..., dict[str, Tensor]]:
@@ -28,12 +28,11 @@ def gradients(bench, split: str, argument: str) -> Callable[..., dict[str, Tenso
     holds the state afterwards.
 
     Raises:
-        ValueError: the task has fewer rows, or is a regression, or the suite's models do not list their predictions.
+        ValueError: the task has fewer rows, or is a regression.
     """
     pools: dict[tuple[str, int], dict[str, Tensor]] = {}
 
     def entropy(state: Mapping[str, Tensor], task: str, rows: int, size: int, draw: torch.Generator) -> dict:
-        check(bench, argument, "model", "batches", "log_likelihoods")
         suite, workload = bench.suite, bench.suite.workload
         if getattr(suite.tasks[task], "classes", None) is None:
             raise Mistake(f"{argument} is not defined for task {task}, a regression: leave it out with suite.only")

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from twinbench.prepared._remembered import check, measured
+from twinbench.prepared._remembered import measured
 
 READS = "training inputs"
+NEEDS = ("model", "batches", "log_likelihoods")
 
 
 def prepare(bench) -> Callable[[str, int], Mapping[str, Tensor]]:
     """Per merged tensor of an expert its Fisher information, float32, in the tensor's shape.
 
     Raises:
-        ValueError: the task has fewer rows, or the suite's models have no likelihood that can be listed.
+        ValueError: the task has fewer rows.
     """
 
     def fisher(expert: str, rows: int) -> Mapping[str, Tensor]:
-        check(bench, "fisher", "model", "batches", "log_likelihoods")
         names = [name for name, _ in bench.module.named_parameters() if name in bench.suite.base]
         return measured(bench, expert, rows, __file__, names, lambda: diagonal(bench, expert, rows, names))
 

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from twinbench.prepared._remembered import check, measured
+from twinbench.prepared._remembered import measured
 from twinbench.system.mistakes import Mistake
 
 READS = "training inputs"
+NEEDS = ("model", "batches")
 
 
 def prepare(bench) -> Callable[[str, int], Mapping[str, Tensor]]:
     """Per merged weight (d_out, d_in) of a linear layer its G (d_in, d_in), float32.
 
     Raises:
-        ValueError: the task has fewer rows, or the suite's experts are LoRA factors.
+        ValueError: the task has fewer rows.
     """
 
     def gram(expert: str, rows: int) -> Mapping[str, Tensor]:
-        check(bench, "gram", "model", "batches")
         linear = {f"{name}.weight": layer for name, layer in bench.module.named_modules() if type(layer) is nn.Linear}
         layers = {name: layer for name, layer in linear.items() if name in bench.suite.base}
         return measured(bench, expert, rows, __file__, layers, lambda: grams(bench, expert, rows, layers))

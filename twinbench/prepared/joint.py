@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from twinbench.prepared._remembered import check
-
 READS = "training labels"
+NEEDS = ("model", "encoded", "log_likelihoods")
 WARMUP, DECAY = 0.06, 0.01
 
 
@@ -22,11 +21,10 @@ def prepare(bench) -> Callable[..., Mapping[str, Tensor]]:
     """The trained tensors that are merged, float32 on the CPU; once per workbench for the same arguments.
 
     Raises:
-        ValueError: a task has no such split, or the suite's models have no likelihood that can be listed.
+        ValueError: a task has no such split.
     """
 
     def joint(split: str, rows: int | None, epochs: int, lr: float, size: int, seed: int) -> Mapping[str, Tensor]:
-        check(bench, "joint", "model", "encoded", "log_likelihoods")
         key = "prepared", "joint", split, rows, epochs, lr, size, seed
         return bench.remember(key, lambda: trained(bench, split, rows, epochs, lr, size, seed))
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from twinbench.prepared._remembered import check
 from twinbench.prepared.gram import _without_padding
 
 READS = "training inputs"
+NEEDS = ("model", "batches")
 
 
 class _Enough(Exception):
@@ -25,11 +25,10 @@ def prepare(bench) -> Callable[[Mapping[str, Tensor], str, int, Collection[str]]
     """Per weight (d_out, d_in) in ``names`` of an `nn.Linear` its G (d_in, d_in), float32; other weights have none.
 
     Raises:
-        ValueError: the task has fewer rows, or the suite's experts are LoRA factors.
+        ValueError: the task has fewer rows.
     """
 
     def prefix_gram(state: Mapping[str, Tensor], expert: str, rows: int, names: Collection[str]) -> dict[str, Tensor]:
-        check(bench, "prefix_gram", "model", "batches")
         layers = {name: bench.module.get_submodule(name.removesuffix(".weight")) for name in names}
         layers = {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
         if not layers:

@@ -11,6 +11,7 @@ from torch import Tensor
 from twinbench.prepared.entropy import gradients
 
 READS = "test inputs"
+NEEDS = ("model", "batches", "log_likelihoods")
 
 
 def prepare(bench) -> Callable[..., dict[str, Tensor]]:
