@@ -65,6 +65,15 @@ def test_what_differs_in_protocol_or_suite_is_not_joined(tmp_path):
     assert not any("tasks_" in name for name in found), list(found)
 
 
+def test_what_scores_some_of_its_merged_tasks_is_not_joined(tmp_path):
+    runs = subset(tmp_path, "all", ["topic", "mood"], 0.4)
+    some = subset(tmp_path, "some", ["topic"], 0.9, unscored={"mood": "fine-tuned"})
+    assert not any("tasks_" in name for name in reported(tmp_path, runs + some)["tables"])
+    assert any(
+        "tasks_" in name for name in reported(tmp_path, runs + subset(tmp_path, "one", ["topic"], 0.9))["tables"]
+    )
+
+
 def test_a_method_of_one_number_alone_is_left_out(tmp_path):
     runs = [*subset(tmp_path, "one", ["topic"], 0.9), *subset(tmp_path, "all", ["topic", "mood"], 0.4)]
     add_run(tmp_path, "lone", "della", guess(0.5), suite_id="all")

@@ -17,12 +17,16 @@ SLUG = "tasks"
 def sections(scored: list[tuple[Block, pd.DataFrame]], name: str, marks: plots.Styles) -> Iterator[Section]:
     """A section per suite and way of scoring whose blocks have different numbers of tasks.
 
+    Blocks that score some of their merged tasks are left out: their average is over other tasks than their number says.
+
     Args:
         scored: each block with its normalized table.
         name: of the report.
     """
     groups: dict[tuple, list[tuple[Block, pd.DataFrame]]] = {}
     for block, scores in scored:
+        if any(record["unscored"] for row in block.rows for run in row.runs for record in run.records):
+            continue
         kind = block.suite, block.protocol, block.split, block.precision, block.adapted
         groups.setdefault(kind, []).append((block, scores))
     for (suite, protocol, split, precision, adapted), group in groups.items():
