@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 from support.commands import planned, read
 from twinbench.plan.exportable import check_export
 from twinbench.plan.identity import expert_id, origins
+from twinbench.plan.signature import FOLDER, NAMED, prepared_needs
 
 
 def test_a_label_has_what_was_chosen_and_leaves_out_what_was_not():
@@ -56,6 +58,14 @@ def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
 def test_what_cannot_be_measured_is_refused(overrides, words):
     with pytest.raises(ValueError, match=words):
         planned(*overrides.split())
+
+
+@pytest.mark.parametrize("argument", sorted(NAMED))
+def test_a_prepared_argument_names_what_it_calls_of_a_workload(argument):
+    text = (FOLDER / f"{argument}.py").read_text(encoding="utf-8")
+    if found := re.search(r"from twinbench\.prepared\.(\w+) import gradients", text):
+        text = (FOLDER / f"{found[1]}.py").read_text(encoding="utf-8")
+    assert {*re.findall(r"workload\.(\w+)\(", text)} == set(prepared_needs(argument))
 
 
 def test_the_known_task_takes_the_place_of_every_route():

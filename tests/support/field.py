@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from support.ablations import drawn
 from support.commands import ROOT
 from support.reports import REPORTS, markdown, table
 from twinbench.records import store
+from twinbench.report import bootstrap
 
 TOLD = "twin_merging", "tsv_c", "auto_switch", "t_switch", "tall_masks", "emr", "free"  # here told the task of a row
 OWN = "esm_pp", "smile", "mass"  # pick parts by themselves
@@ -224,19 +226,32 @@ def on_test_rows(rows: pd.DataFrame) -> str:
     return markdown(heads, [line(row) for _, row in rows.iterrows()])
 
 
+def lead(one: str, other: str) -> str:
+    """On GLUE's test rows, the points between two rows' averages over living tasks, with the paired interval."""
+    block, draws = drawn("glue_minilm_field")
+    columns = [column for column in block.columns if column[0] != "rte"]
+    low, high, _ = bootstrap.paired(
+        *(bootstrap.averages(block.find(row).runs, block.individual, columns, draws) for row in (one, other))
+    )
+    averages = table("glue_minilm_field", "strict_normalized")["average"]
+    return f"{averages[one] - averages[other]:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def glue_single() -> tuple[str, list[str]]:
     """One model for all tasks, at the setting that held-out rows chose; the best of them beside Twin-Merging."""
     single, rows = on_glue("single").set_index("method", drop=False), scored("glue_minilm_field", "strict")
     text, paper = (rows.set_index("label").loc[f"twin_merging (router={name})"] for name in ("text", "mlp"))
     assert text.reference and (single["difference_high"] < 0).all() and (single["p"] < 0.05).all()
     best, second = single.iloc[0], single.iloc[1]
-    assert best.method == "tsv_m" and best.tier == paper.tier < second.tier and len(rows["method"].unique()) == 31
+    assert best.method == "tsv_m" and best.tier == paper.tier < second.tier and len(rows["method"].unique()) == 36
+    beside = lead("twin_merging (router=mlp)", "tsv_m")
     again = correlation(single["average"], held_out().loc[single.index, "average"])
     said = [
         f"TSV-M keeps {best.average:.1f} in {best.total / 1e6:.0f} MB, Twin-Merging {text.average:.1f} with the text "
         f"router in {text.total / 1e6:.0f} MB and {paper.average:.1f} with the paper's in {paper.total / 1e6:.0f} MB",
         f"TSV-M's difference to the text router is {best.difference:+.1f} ({best.difference_low:+.1f} to "
         f"{best.difference_high:+.1f})",
+        f"The paper's router has {beside} points more",
         f"Its worst task keeps {best.worst:.1f}, Twin-Merging's {text.worst:.1f} with the text router and "
         f"{paper.worst:.1f} with the paper's. Corrected for chance TSV-M keeps {best.corrected:.1f}, the paper's "
         f"router {paper.corrected:.1f}, the text router {text.corrected:.1f}",
@@ -249,14 +264,29 @@ def glue_single() -> tuple[str, list[str]]:
 def glue_told() -> tuple[str, list[str]]:
     """Methods that are told the task of each row."""
     rows = on_glue("told")
-    assert (rows["tier"] == 1).all() and len(rows) == 5
-    assert rows.iloc[0]["method"] == "tall_masks"
-    return on_test_rows(rows), [f"from {rows['total'].min() / 1e6:.0f} MB to {rows['total'].max() / 1e6:.0f} MB"]
+    first, last = rows[rows["tier"] == 1], rows.iloc[-1]
+    assert (len(rows), len(first), last.method, rows.iloc[0].method) == (10, 9, "free", "esm_pp")
+    sizes = first["total"] / 1e6
+    return on_test_rows(rows), [f"from {sizes.min():.0f} MB to {sizes.max():.0f} MB; FREE keeps {last.average:.1f}"]
 
 
 def glue_routed() -> tuple[str, list[str]]:
-    """Methods whose router finds the task."""
-    return on_test_rows(on_glue("routed")), []
+    """Methods whose router finds the task; what they lose to its choice, and what to their parts."""
+    rows, lost = on_glue("routed"), table("glue_minilm_field", "strict_losses")
+    (behind,) = rows[rows["label"] == "auto_switch (router=text)"].to_dict("records")
+
+    def line(label: str) -> str:
+        row = lost.loc[label]
+        return f"{row['lost to the route']:.1f} points to the route and {row['lost to the parts']:.1f} to the parts"
+
+    said = [
+        f"ESM++ loses {line('esm_pp (router=none)')}, MASS {line('mass (router=mass)')}, SMILE "
+        f"{line('smile (router=none)')}",
+        f"MASS' route is right for {table('glue_minilm_field', 'strict_router').average['mass (router=mass)']:.1f} %",
+        f"Auto-Switch keeps {behind['average']:.1f} in {behind['total'] / 1e6:.0f} MB, {-behind['difference']:.1f} "
+        f"points less than Twin-Merging ({-behind['difference_high']:.1f} to {-behind['difference_low']:.1f})",
+    ]
+    return on_test_rows(rows), said
 
 
 FIELD = single_models, told_the_task, own_routes, demo_single, demo_told, demo_routed

@@ -55,7 +55,7 @@ def merged() -> pd.DataFrame:
 def generative_merges() -> tuple[str, list[str]]:
     """All four merged; the tasks of the living experts."""
     rows = merged()
-    kinds = (WITHOUT, *list(ROUTERS.values())[:3])
+    kinds, asked = (WITHOUT, *list(ROUTERS.values())[:3]), ROUTERS["whole prompts"]
     shown = [label for label in rows.index if not label.startswith("twin") or label in kinds]
 
     def line(label: str) -> list[str]:
@@ -76,8 +76,8 @@ def generative_merges() -> tuple[str, list[str]]:
     said = [
         f"Task Arithmetic's lead over the base is {lead('task_arithmetic', 'truthful_qa')} on TruthfulQA and "
         f"{lead('task_arithmetic', 'bbq')} on BBQ",
-        f"Twin-Merging keeps {rows.average[ROUTERS['whole prompts']]:.1f} with the paper's router, TIES "
-        f"{rows.average.ties:.1f}",  # in README.md
+        f"Twin-Merging keeps {rows.average[asked]:.1f} ({rows.total[asked]:.0f} MB), TIES {rows.average.ties:.1f} "
+        f"({rows.total.ties:.0f} MB)",  # in README.md
     ]
     heads = ["method", "TruthfulQA", "BBQ", "average", "chance-corrected", "difference to the reference", "MB"]
     return markdown(heads, [line(label) for label in shown]), said
@@ -108,7 +108,9 @@ def generative_routers() -> tuple[str, list[str]]:
 
     def line(words: str, label: str) -> list[str]:
         row = rows.loc[label]
-        hits = [f"{right.loc[label, task]:.1f}" for task in ("truthful_qa", "bbq")] if label in right.index else 2 * [""]
+        hits = (
+            [f"{right.loc[label, task]:.1f}" for task in ("truthful_qa", "bbq")] if label in right.index else 2 * [""]
+        )
         return [words, f"{row.truthful_qa:.1f}", f"{row.bbq:.1f}", kept(label, MERGED, NAME), *hits]
 
     def lost(task: str) -> str:
