@@ -76,8 +76,8 @@ def generative_merges() -> tuple[str, list[str]]:
     said = [
         f"Task Arithmetic's lead over the base is {lead('task_arithmetic', 'truthful_qa')} on TruthfulQA and "
         f"{lead('task_arithmetic', 'bbq')} on BBQ",
-        f"take {rows.total.individual:.0f} MB; Twin-Merging keeps {rows.average[asked]:.1f} ({rows.total[asked]:.0f} MB), TIES {rows.average.ties:.1f} "
-        f"({rows.total.ties:.0f} MB)",  # in README.md
+        f"take {rows.total.individual:.0f} MB; Twin-Merging keeps {rows.average[asked]:.1f} "
+        f"({rows.total[asked]:.0f} MB), TIES {rows.average.ties:.1f} ({rows.total.ties:.0f} MB)",  # in README.md
     ]
     heads = ["method", "TruthfulQA", "BBQ", "average", "chance-corrected", "difference to the reference", "MB"]
     return markdown(heads, [line(label) for label in shown]), said
