@@ -50,7 +50,7 @@ def merge(
         entropy: the gradient of the mean entropy of drawn inputs of a task by each merged tensor.
 
     Raises:
-        ValueError: a hyperparameter is out of range, or a task is a regression.
+        ValueError: a hyperparameter is out of range.
     """
     if granularity not in ("layer", "task"):
         raise ValueError(f"granularity must be layer or task, got {granularity!r}")

@@ -34,7 +34,7 @@ def merge(
         scored_entropy: the gradient of the mean entropy of drawn test inputs of a task by each merged tensor.
 
     Raises:
-        ValueError: a hyperparameter is out of range, or a task is a regression.
+        ValueError: a hyperparameter is out of range.
     """
     return adamerging.merge(
         base,

@@ -129,13 +129,6 @@ def test_steps_make_the_merged_model_surer(family):
     assert sums[1] < sums[0] - 0.01, "these heads cannot be much surer"
 
 
-def test_a_regression_is_refused_by_name(family):
-    suite = opened(family)
-    (regression,) = CLASSES.keys() - set(CLASSED)
-    with pytest.raises(ValueError, match=f"entropy is not defined for task {regression}, a regression"):
-        entropy.prepare(bench(suite, 5))(suite.base, regression, 5, 5, generator(0))
-
-
 def test_who_reads_the_test_says_so():
     assert signature("baselines.adamerging.merge").reads == "training inputs"
     assert signature("baselines.adamerging_tta.merge").reads == "test inputs"

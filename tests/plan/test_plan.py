@@ -46,6 +46,8 @@ def test_an_expert_comes_from_a_checkpoint_or_from_a_recipe():
         ),
         ("suite=generative_smollm method@shared=adamerging", "method@shared=adamerging needs entropy, which is not"),
         ("suite=generative_smollm method=regmean suite.factored=true", "method=regmean needs gram, which runs experts"),
+        ("method=adamerging", r"needs entropy, and tweet has no classes: leave it out with suite\.only"),
+        ("method@shared=adamerging_tta", "method@shared=adamerging_tta needs scored_entropy, and tweet has no classes"),
         ("split=dev", "unknown split 'dev'"),
         ("suite.scored=[trek]", "unknown task in suite.scored 'trek'; did you mean 'trec'"),
         ("suite.scored=[]", "suite.scored must list at least one task, or be null"),

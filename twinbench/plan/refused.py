@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from twinbench.plan.signature import NAMED, offered, prepared_needs
+from twinbench.plan.signature import NAMED, offered, prepared_by_class, prepared_needs
 from twinbench.plan.suite import merged, scored, workload
 from twinbench.protocol import NORMALIZER, PROTOCOLS
 from twinbench.system.mistakes import Mistake
@@ -46,7 +46,8 @@ def check_prepared(suite: Mapping, method: str, arguments: Iterable[str]) -> Non
         arguments: of the method.
 
     Raises:
-        ValueError: the suite's workload lacks a function that measures it, or its experts are LoRA factors.
+        ValueError: the suite's workload lacks a function that measures it, its experts are LoRA factors, or a merged
+            task has no classes where it goes by them.
     """
     for argument in sorted(NAMED.intersection(arguments)):
         needs = prepared_needs(argument)
@@ -55,6 +56,10 @@ def check_prepared(suite: Mapping, method: str, arguments: Iterable[str]) -> Non
         if not set(needs) <= set(offered(suite["workload"])):
             said = f"{method} needs {argument}, which is not defined for the models of suite {suite['name']}"
             raise Mistake(f"{said}; choose another method")
+        without = [task for task in merged(suite) if suite["tasks"][task].get("classes") is None]
+        if without and prepared_by_class(argument):
+            said = f"{method} needs {argument}, and {', '.join(without)} has no classes"
+            raise Mistake(f"{said}: leave it out with suite.only")
 
 
 def check_router(config: Mapping, *, learns: bool) -> None:

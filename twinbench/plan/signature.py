@@ -67,6 +67,11 @@ def prepared_needs(argument: str) -> tuple[str, ...]:
     return _constants(FOLDER / f"{argument}.py", {"NEEDS": ()})["NEEDS"]
 
 
+def prepared_by_class(argument: str) -> bool:
+    """Whether a prepared argument goes by the probabilities of classes, which a regression lacks: ``BY_CLASS``."""
+    return _constants(FOLDER / f"{argument}.py", {"BY_CLASS": False})["BY_CLASS"]
+
+
 def offered(workload: str) -> Collection[str]:
     """The functions that a workload has: ``__all__`` of its module."""
     return _constants(source.located(f"twinbench.workloads.{workload}.workload"), {"__all__": ()})["__all__"]

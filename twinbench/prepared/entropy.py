@@ -1,7 +1,8 @@
 """``entropy(state, task, rows, size, draw)``: which way a merged model's predictions on a task become surer.
 
 The gradient, by the merged tensors, of the mean entropy of the predictions ``H = -sum_y p(y|x) log p(y|x)`` on inputs
-that no expert was trained on: those held out of the training data. Labels are not read. A regression has no entropy.
+that no expert was trained on: those held out of the training data. Labels are not read. A regression has no entropy:
+a suite with one is refused.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,32 +11,30 @@ import torch
 from torch import Tensor
 
 from twinbench.prepared.prefix_gram import whole
-from twinbench.system.mistakes import Mistake
 
 READS = "training inputs"
 NEEDS = ("model", "batches", "log_likelihoods")
+BY_CLASS = True
 
 
 def prepare(bench) -> Callable[..., dict[str, Tensor]]:
     """Gradients on held-out rows: see `gradients`."""
-    return gradients(bench, "validation", "entropy")
+    return gradients(bench, "validation")
 
 
-def gradients(bench, split: str, argument: str) -> Callable[..., dict[str, Tensor]]:
+def gradients(bench, split: str) -> Callable[..., dict[str, Tensor]]:
     """A function of a merged state, a task, how many rows there are to draw from, how many to draw, and a generator.
 
     It gives the gradient of the mean entropy of the drawn rows by each merged tensor, float32, on the CPU. The module
     holds the state afterwards.
 
     Raises:
-        ValueError: the task has fewer rows, or is a regression.
+        ValueError: the task has fewer rows.
     """
     pools: dict[tuple[str, int], dict[str, Tensor]] = {}
 
     def entropy(state: Mapping[str, Tensor], task: str, rows: int, size: int, draw: torch.Generator) -> dict:
         suite, workload = bench.suite, bench.suite.workload
-        if getattr(suite.tasks[task], "classes", None) is None:
-            raise Mistake(f"{argument} is not defined for task {task}, a regression: leave it out with suite.only")
         if (task, rows) not in pools:
             (pools[task, rows],) = workload.batches(bench, task, split, rows, rows)
         chosen = torch.randperm(rows, generator=draw)[:size]

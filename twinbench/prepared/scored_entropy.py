@@ -12,8 +12,9 @@ from twinbench.prepared.entropy import gradients
 
 READS = "test inputs"
 NEEDS = ("model", "batches", "log_likelihoods")
+BY_CLASS = True
 
 
 def prepare(bench) -> Callable[..., dict[str, Tensor]]:
     """Gradients on the test's rows: see `entropy.gradients`."""
-    return gradients(bench, "test", "scored_entropy")
+    return gradients(bench, "test")
