@@ -9,13 +9,13 @@ Experts of one task are what it was made for. Departures: t is clamped to [0, 1]
 (c < 0) would push away from the experts; a zero task vector has cosine 0. FusionBench averages angles, not cosines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from twinbench.merging.merged import Merged
-from twinbench.weights.state_dict import StateDict
+from twinbench.weights.state_dict import PIECE, by_pieces
 
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Merged:
@@ -27,26 +27,24 @@ def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
     if len(experts) < 2:
         raise ValueError(f"Model Stock needs at least 2 experts, got {len(experts)}")
 
-    def merged(name: str) -> Tensor:
-        origin = base[name]
-        if not origin.is_floating_point():
-            return origin
-        vectors = torch.stack(
-            [expert[name].flatten().float() - origin.flatten().float() for expert in experts.values()]
-        )
-        mean = vectors.mean(0)
-        moved = (_ratio(vectors) * mean).view(origin.shape)
-        return (origin.float() + moved).to(origin.dtype)
+    def combine(name: str) -> Callable[[Tensor, list[Tensor]], Tensor]:
+        found = task_vectors(base[name], [own[name] for own in experts.values()])
+        share = _ratio(sum((vectors @ vectors.T).double() for vectors in found)) / len(experts)
+        return lambda origin, pieces: torch.add(origin, sum(piece - origin for piece in pieces), alpha=share)
 
-    return Merged(StateDict(base, merged))
+    return Merged(by_pieces(base, experts, combine))
 
 
-def _ratio(vectors: Tensor) -> float:
-    """t of task vectors (T, n): their mean cosine comes from the length of the sum of unit vectors."""
-    count = len(vectors)
-    lengths = vectors.norm(dim=1, keepdim=True)
-    units = torch.where(lengths > 0, vectors / lengths, 0.0)
-    same = float((lengths > 0).sum())
-    cosine = (float(units.sum(0).double().square().sum()) - same) / (count * (count - 1))
+def task_vectors(origin: Tensor, experts: list[Tensor]) -> Iterator[Tensor]:
+    """The experts' task vectors of a tensor beside each other, (T, n) in float32, a piece of the tensor at a time."""
+    for first, *rest in zip(*(tensor.flatten().split(PIECE) for tensor in (origin, *experts)), strict=True):
+        yield torch.stack([piece.float() for piece in rest]) - first.float()
+
+
+def _ratio(products: Tensor) -> float:
+    """t of task vectors with these inner products (T, T): it goes by their mean cosine."""
+    count, lengths = len(products), products.diagonal().sqrt()
+    cosines = products / torch.outer(lengths, lengths).clamp(min=1e-300)
+    cosine = float(cosines.sum() - cosines.trace()) / (count * (count - 1))
     turned = 1 + (count - 1) * cosine
     return min(max(count * cosine / turned, 0.0), 1.0) if turned > 0 else 0.0

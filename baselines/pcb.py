@@ -14,7 +14,8 @@ without interpolation. A beta of 0 or less is never kept, also where fewer than 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,62 +52,56 @@ def merge(
         raise ValueError(f"inter must be sum or signs, got {inter!r}")
     if not math.isfinite(scaling):
         raise ValueError(f"scaling must be finite, got {scaling}")
-    names = [name for name in base if base[name].is_floating_point()]
+    names = [name for name in base if base[name].is_floating_point() and base[name].numel()]
     if not names:
         return Merged(base)
-    ends = {task: (kept_above(own, 1 - clip, base), kept_above(own, clip, base)) for task, own in experts.items()}
-    balance = _balance(list(ends.values()), inter)
-    bounds = [_bounds(base, experts, names, balance, position, density) for position in range(len(experts))]
+    ends = [(kept_above(own, 1 - clip, base), kept_above(own, clip, base)) for own in experts.values()]
+
+    def clipped(origin: Tensor, pieces: list[Tensor]) -> Iterator[Clipped]:
+        return (_clipped(piece.float() - origin.float(), *end) for piece, end in zip(pieces, ends, strict=True))
+
+    # One model in memory, so that no task's betas need the other tasks' weights.
+    against = {name: _sum(clipped(base[name], [own[name] for own in experts.values()]), inter) for name in names}
+    bounds = []
+    for own, end in zip(experts.values(), ends, strict=True):
+
+        def beta(name: str, own=own, end=end) -> Tensor:
+            vector = _clipped(own[name].float() - base[name].float(), *end)
+            return _beta(vector, against[name], len(experts)).clamp_(min=0)
+
+        betas = StateDict(names, beta)
+        bounds.append((kept_above(betas, density), max(float(betas[name].max()) for name in names)))
+    against.clear()
 
     def combine(origin: Tensor, pieces: list[Tensor]) -> Tensor:
-        vectors, beta = balance(origin, pieces)
-        total, weights = torch.zeros_like(origin), torch.zeros_like(origin)
-        for position, (vector, (least, most)) in enumerate(zip(vectors, bounds, strict=True)):
-            weight = (beta(position).clamp(min=least) - least) / ((most - least) or 1.0)
-            total += weight * vector
+        vectors = list(clipped(origin, pieces))
+        of_all, total, weights = _sum(vectors, inter), torch.zeros_like(origin), torch.zeros_like(origin)
+        for vector, (least, most) in zip(vectors, bounds, strict=True):
+            weight = (_beta(vector, of_all, len(vectors)).clamp_(min=least) - least) / ((most - least) or 1.0)
+            total += weight * vector.values
             weights += weight
         return torch.add(origin, total / weights.clamp(min=1e-12), alpha=scaling)
 
     return Merged(by_pieces(base, experts, lambda name: combine))
 
 
-Balance = Callable[[Tensor, list[Tensor]], tuple[list[Tensor], Callable[[int], Tensor]]]
+class Clipped(NamedTuple):
+    """A task vector with clipped magnitudes, and ``N(|tau_t|)`` of these."""
+
+    values: Tensor
+    shares: Tensor
 
 
-def _balance(ends: list[tuple[float, float]], inter: str) -> Balance:
-    """From a piece of the base and of the experts the clipped task vectors, and by position an expert's betas."""
-
-    def balanced(origin: Tensor, pieces: list[Tensor]) -> tuple[list[Tensor], Callable[[int], Tensor]]:
-        vectors, shares = [], []
-        for piece, (least, most) in zip(pieces, ends, strict=True):
-            vector = piece - origin
-            size = vector.abs().clamp(least, most)
-            vectors.append(vector.sign() * size)
-            shares.append((size - least) / ((most - least) or 1.0))
-        signed = vectors if inter == "sum" else [v.sign() * share for v, share in zip(vectors, shares, strict=True)]
-        against = sum(signed)
-
-        def beta(position: int) -> Tensor:
-            return (len(vectors) * shares[position].square()).exp() * (vectors[position] * against).tanh()
-
-        return vectors, beta
-
-    return balanced
+def _clipped(vector: Tensor, least: float, most: float) -> Clipped:
+    size = vector.abs().clamp_(least, most)
+    return Clipped(vector.sign() * size, (size - least) / ((most - least) or 1.0))
 
 
-def _bounds(
-    base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
-    names: list[str],
-    balance: Balance,
-    position: int,
-    density: float,
-) -> tuple[float, float]:
-    """Of one expert's betas the least that is kept, and the largest."""
+def _sum(vectors: Iterable[Clipped], inter: str) -> Tensor:
+    """What each task's weight is compared with: the sum of all tasks', or of their signs by their shares."""
+    return sum(each.values if inter == "sum" else each.values.sign() * each.shares for each in vectors)
 
-    def beta(name: str) -> Tensor:
-        _, found = balance(base[name].float(), [own[name].float() for own in experts.values()])
-        return found(position).clamp(min=0)
 
-    betas = StateDict(names, beta)
-    return kept_above(betas, density), max(float(betas[name].max()) for name in names)
+def _beta(vector: Clipped, against: Tensor, tasks: int) -> Tensor:
+    """``intra_t inter_t`` of one task."""
+    return (tasks * vector.shares.square()).exp_() * (vector.values * against).tanh_()

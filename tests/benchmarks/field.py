@@ -1,6 +1,6 @@
 """Every static method that reads weights alone, disk to disk: seconds and memory, and three of them by FusionBench.
 
-    PYTHONPATH=. .venv/bin/python tests/benchmarks/field.py [--experts 8] [--size base] [--no-peers]
+    PYTHONPATH=. .venv/bin/python tests/benchmarks/field.py [--experts 8] [--size base] [--no-peers] [--only pcb sce]
 
 Makes experts of RoBERTa-base's size (random float32), merges them in processes of their own at each method's defaults,
 and writes results/benchmarks/field.md and .json. A process that needs more memory than there is counts as failed.
@@ -52,32 +52,55 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="measure them, too")
+    parser.add_argument("--only", nargs="+", choices=static(), help="measure these, and keep the last run's other rows")
     arguments = parser.parse_args()
     python = environment("fusion-bench", PEERS["fusion-bench"]) if arguments.peers else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that gigabytes are removed then, too
     root = Path(tempfile.mkdtemp(prefix="twinbench-field-"))
-    rows = []
+    rows = kept(arguments) if arguments.only else []
+    where = machine_and_packages(arguments.peers)
     try:
         folders = make_models(root, arguments.experts, arguments.size)
-        for method in static():
-            run = method not in FOR_LORA
-            own = once(ours(method, folders, root / "out"), root, method, folders) if run else None
-            rows.append({"method": method, "ours": own})
-            if python and method in PEER_METHODS:
-                rows[-1]["peer"] = once(theirs(method, python, folders, root / "out"), root, method, folders)
         size = (folders[0] / "model.safetensors").stat().st_size
+        for method in arguments.only or static():
+            row = {"method": method, "date": datetime.now(UTC).isoformat(), "machine": where, "ours": None}
+            if method not in FOR_LORA:
+                row["ours"] = once(ours(method, folders, root / "out"), root, method, folders)
+            if python and method in PEER_METHODS:
+                row["peer"] = once(theirs(method, python, folders, root / "out"), root, method, folders)
+            rows = sorted([*rows, row], key=lambda row: row["method"])
+            save(rows, arguments, size)
     finally:
         shutil.rmtree(root)
     report(rows, arguments, size)
 
 
+def machine_and_packages(peers: bool) -> str:
+    import psutil
+
+    from twinbench.records.provenance import versions
+    from twinbench.system.device import machine
+
+    packages = versions() | ({"fusion-bench": PEERS["fusion-bench"]} if peers else {})
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{machine()}, {memory:.0f} GiB; {', '.join(' '.join(item) for item in packages.items())}"
+
+
+def kept(arguments: argparse.Namespace) -> list[dict]:
+    """The last run's rows of the methods that are not measured again."""
+    last = json.loads((RESULTS / "field.json").read_text(encoding="utf-8"))
+    if (last["size"], last["experts"]) != (arguments.size, arguments.experts):
+        sys.exit("error: the last run was of other models")
+    return [row for row in last["rows"] if row["method"] not in arguments.only]
+
+
 def static() -> list[str]:
     """The methods that `twinbench.merge` takes."""
-    from twinbench.plan.signature import NAMED, signature
+    from twinbench.plan.signature import signature
 
     def plain(path: Path) -> bool:
         takes = signature(OmegaConf.load(path)["_target_"])
-        return not takes.route and not takes.arguments & NAMED and path.stem not in ("expert", "pretrained")
+        return not takes.route and takes.reads == "nothing" and path.stem not in ("expert", "pretrained")
 
     return sorted(path.stem for path in CONF.glob("*.yaml") if plain(path))
 
@@ -105,24 +128,26 @@ def once(command: list[str], root: Path, method: str, folders: list[Path]) -> di
         return None
 
 
+def save(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
+    """Keep what was measured so far: the whole run takes most of an hour."""
+    if arguments.size == "base":
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        found = {"experts": arguments.experts, "size": arguments.size, "bytes_each": size, "rows": rows}
+        (RESULTS / "field.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
     """Print the table, and keep it where it is a full-size run."""
-    import psutil
-
-    from twinbench.records.provenance import versions
-    from twinbench.system.device import machine
-
-    where = f"{machine()}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
-    packages = versions() | ({"fusion-bench": PEERS["fusion-bench"]} if arguments.peers else {})
+    wheres = sorted({f"{row['machine']}; {row['date'][:10]}" for row in rows})
     lines = [
         f"# Every static method that reads weights alone, on {arguments.experts} experts, disk to disk\n",
-        f"{where}; {', '.join(' '.join(item) for item in packages.items())}; {datetime.now(UTC):%Y-%m-%d}.\n",
+        *(f"{where}.\n" for where in wheres),
         f"RoBERTa-{arguments.size} in float32, {size / 1e6:.0f} MB each. Whole processes at each method's defaults, "
         "one run each; `wudi` with its closed solver. Memory is anonymous memory at its peak, in MiB and in sizes of "
         "the result. FusionBench's WUDI takes 3 of its 300 steps here. A dash: not run, as `knots`, "
         "which is for LoRA experts, or it failed.\n",
-        "| method | wall, s | after imports, s | memory, MiB | memory / result | FusionBench: wall, s | × ours |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| method | wall, s | after imports, s | memory, MiB | memory / result | FusionBench: wall, s | × ours | MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         own, peer = row["ours"], row.get("peer")
@@ -132,15 +157,12 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
             cells += [f"{own['peak_bytes'] / size:.1f}"]
         cells += [f"{peer['wall_s']:.1f}" if peer else "–"]
         cells += [f"{peer['wall_s'] / own['wall_s']:.1f}" if own and peer else "–"]
+        cells += [f"{peer['peak_bytes'] / 2**20:.0f}" if peer else "–"]
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     table = "\n".join(lines) + "\n"
     print(table)
     if arguments.size == "base":
-        RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / "field.md").write_text(table, encoding="utf-8")
-        found = {"date": datetime.now(UTC).isoformat(), "machine": where, "versions": packages}
-        found |= {"experts": arguments.experts, "size": arguments.size, "bytes_each": size, "rows": rows}
-        (RESULTS / "field.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
