@@ -167,11 +167,12 @@ def finish(config: DictConfig, outcomes: Sequence[Outcome]) -> int:
     suites = list(dict.fromkeys(job.suite for job in outcomes if job.suite is not None))
     experiment = config.hydra.runtime.choices["experiment"]
     reports = [{"suite": suite} for suite in suites]
-    if experiment and experiment not in suites:  # one that has a suite's name is about the whole suite
-        runs = sorted({job.run_id for job in outcomes if job.run_id is not None})
+    if experiment:
+        runs = sorted({job.run_id for job in outcomes if job.run_id is not None and job.suite != experiment})
         if runs:  # where every job was refused, what the last sweep listed stays
             store.write_sweep(folder, experiment, runs)
-        reports = [{"experiment": experiment}]
+        # One that has a suite's name is about the whole suite.
+        reports = [{"suite" if experiment in suites else "experiment": experiment}]
     for which in reports:
         try:
             # Of sweeps that share their runs the last one reports on all: it waits for the others' report here.

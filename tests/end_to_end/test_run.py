@@ -534,6 +534,26 @@ def test_a_sweep_of_refused_jobs_leaves_the_list_of_the_one_before(family, tmp_p
     assert store.sweep(results, "few") == listed
 
 
+def test_an_experiment_with_its_suites_name_shows_runs_that_have_another_suites(family, tmp_path):
+    conf, results = tmp_path / "conf", tmp_path / "results"
+    write_suite(family, conf)
+    (conf / "experiment").mkdir()
+    (conf / "experiment" / "more.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /suite: tiny}]\nsuite: {name: more}\n"
+        "hydra: {mode: MULTIRUN, sweeper: {blocks: [{method: 'individual,average'}]}}\n"
+    )
+    arguments = ["--config-dir", str(conf), f"results_dir={results}", "wandb.mode=disabled"]
+    assert command(*arguments, "suite=tiny", "method=individual").returncode == 0
+    done = command(*arguments, "experiment=more")
+    assert done.returncode == 0, done.stderr
+    assert "1 skipped, 1 ok" in done.stdout
+    of = {row["method"]: row["suite"] for row in rows_of(results)}
+    assert of == {"individual": "tiny", "average": "more"}
+    text = (results / "reports" / "more" / "leaderboard.md").read_text()
+    assert "| average" in text and "individual [upper bound]" in text
+    assert len(store.sweep(results, "more")) == 1, "its own runs are known by their suite"
+
+
 def test_an_experiment_reports_its_own_runs_and_chooses_on_the_validation_split(family, tmp_path):
     conf, results = tmp_path / "conf", tmp_path / "results"
     write_suite(family, conf)

@@ -214,14 +214,20 @@ def sweep(results_dir: Path, experiment: str) -> list[str]:
     Raises:
         ValueError: there was none, or its file is not a list of run_ids.
     """
-    path = results_dir / "sweeps" / f"{experiment}.json"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json"))) or "none"
-        raise Mistake(f"no sweep of experiment {experiment!r} in {results_dir}; there are: {known}")
+    path, known = results_dir / "sweeps" / f"{experiment}.json", sweeps(results_dir)
+    if experiment not in known:
+        raise Mistake(
+            f"no sweep of experiment {experiment!r} in {results_dir}; there are: {', '.join(known) or 'none'}"
+        )
     run_ids = _json(path)
     if not isinstance(run_ids, list) or not run_ids or not all(isinstance(run_id, str) for run_id in run_ids):
         raise Mistake(f"{path}: not a list of run_ids")
     return run_ids
+
+
+def sweeps(results_dir: Path) -> list[str]:
+    """The experiments whose runs are listed."""
+    return sorted(file.stem for file in (results_dir / "sweeps").glob("*.json"))
 
 
 def write_experts(results_dir: Path, suite_id: str, training: Mapping[str, Mapping]) -> None:

@@ -44,11 +44,13 @@ def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: s
 
 
 def belonging(rows: list[dict], results_dir: Path, suite: str | None, experiment: str | None) -> list[dict]:
-    """The records of a suite, or of the runs of an experiment's last sweep."""
-    if experiment:
-        run_ids = set(store.sweep(results_dir, experiment))
-        return [row for row in rows if row["run_id"] in run_ids]
-    return [row for row in rows if row["suite"] == suite]
+    """The records of the runs of an experiment's last sweep; or of a suite.
+
+    Those of a suite are its own, and the runs that the experiment of its name found measured under other suites' names.
+    """
+    name = experiment or suite
+    listed = set(store.sweep(results_dir, name)) if experiment or name in store.sweeps(results_dir) else set()
+    return [row for row in rows if row["run_id"] in listed or (suite and row["suite"] == suite)]
 
 
 def predictions(results_dir: Path, found: Iterable[Block]) -> "tuple[dict[str, pd.DataFrame], dict[str, list[str]]]":
