@@ -220,6 +220,48 @@ def combined() -> tuple[str, list[str]]:
     return markdown(heads, [line(kind) for kind in kinds]), said
 
 
+def combined_on_test() -> tuple[str, list[str]]:
+    """The shared experts that were best on held-out rows, on test rows, beside none and Task Arithmetic's."""
+    report = "glue_minilm_combination"
+    best = {"1": ("0.003", "wudi"), "8": ("0.021", "average"), "38": ("0.1", "cart")}
+    living = table(report, "strict_living")
+    alive = [task for task in living.index if living["expert is"][task] == "alive"]
+    more, size = (table(report, f"strict_{name}") for name in ("shared", "storage"))
+
+    def label(ratio: str, kind: str) -> str:
+        return f"twin_merging (rank_ratio={ratio}, method@shared={kind})"
+
+    def adds(row: str) -> str:
+        return f"{more.average[row]:+.1f} ({more.average_low[row]:+.1f} to {more.average_high[row]:+.1f})"
+
+    def bytes_of(ratio: str, kind: str) -> str:
+        return f"{size.total[label(ratio, kind)] / 1e6:.0f} MB"
+
+    def lines(rank: str) -> list[list[str]]:
+        ratio, chosen = best[rank]
+        task, own = label(ratio, "task_arithmetic"), label(ratio, chosen)
+        gaps = {own: untouched(report, task, [own], alive)[0]}
+        return [
+            [
+                *(f"{rank}, `{kind}`", kept(row, report, "strict_normalized"), f"{size.total[row] / 1e6:.0f}"),
+                *("" if kind == "pretrained" else adds(row), gaps.get(row, "")),
+            ]
+            for kind in ("pretrained", "task_arithmetic", chosen)
+            for row in (label(ratio, kind),)
+        ]
+
+    heads = ["directions, shared expert", "average", "MB", "what it adds to none", "difference to Task Arithmetic's"]
+    shown = {rank: adds(label(ratio, "task_arithmetic")) for rank, (ratio, _) in best.items()}
+    said = [
+        f"At one direction Task Arithmetic's adds {shown['1']} points to none, and WUDI's "
+        f"{adds(label('0.003', 'wudi'))}",
+        f"At eight Task Arithmetic's adds {shown['8']}, and at 38 {shown['38']}",
+        f"takes the fewest bytes**: {bytes_of('0.021', 'task_arithmetic')}; the plain average's takes "
+        f"{bytes_of('0.021', 'average')}, CART's at 38 takes {bytes_of('0.1', 'cart')}",
+    ]
+    return markdown(heads, [line for rank in best for line in lines(rank)]), said
+
+
 def unseen() -> tuple[str, list[str]]:
     """Linear probes on merged features, for tasks without an expert."""
     report = "glue_minilm_probe"
@@ -389,5 +431,18 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
-ABLATIONS = whole, second, compression, shared, shared_by_rank, combined, protocols, router, bases, tasks, unseen
+ABLATIONS = (
+    whole,
+    second,
+    compression,
+    shared,
+    shared_by_rank,
+    combined,
+    combined_on_test,
+    protocols,
+    router,
+    bases,
+    tasks,
+    unseen,
+)
 ABLATIONS += (official,)
