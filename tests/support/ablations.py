@@ -431,18 +431,5 @@ def official() -> tuple[str, list[str]]:
     return markdown(heads, [line(*row) for row in rows.items()]), [said]
 
 
-ABLATIONS = (
-    whole,
-    second,
-    compression,
-    shared,
-    shared_by_rank,
-    combined,
-    combined_on_test,
-    protocols,
-    router,
-    bases,
-    tasks,
-    unseen,
-)
-ABLATIONS += (official,)
+ABLATIONS = whole, second, compression, shared, shared_by_rank, combined, combined_on_test, protocols, router
+ABLATIONS += bases, tasks, unseen, official
