@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -360,16 +361,18 @@ def bases() -> tuple[str, list[str]]:
 
 
 @cache  # 10,000 samples of each run
-def drawn(report: str) -> tuple[blocks.Block, bootstrap.Draws]:
-    """The first block of a report of committed records, and its resampled scores."""
+def drawn(report: str, *labels: str) -> tuple[blocks.Block, bootstrap.Draws]:
+    """The first block of a report of committed records, and the resampled scores of some of its rows."""
     results = REPORTS.parent
-    found = blocks.blocks(read.chosen(store.latest(store.read(results)), results, report, None))[:1]
-    return found[0], bootstrap.draws(read.predictions(results, found)[0], found)[0]
+    block = blocks.blocks(read.chosen(store.latest(store.read(results)), results, report, None))[0]
+    rows = [block.find(label) for label in dict.fromkeys(("individual", *labels))]  # probes have no expert to divide by
+    block = replace(block, rows=[row for row in rows if row is not None])
+    return block, bootstrap.draws(read.predictions(results, [block])[0], [block])[0]
 
 
 def gap(report: str, row: str, other: str, sets: list[str]) -> str:
     """The points between two rows on tasks without an expert, averaged over their probes, with the paired interval."""
-    block, draws = drawn(report)
+    block, draws = drawn(report, row, other)
     columns = [column for column in block.columns if column[0].rpartition("_")[0] in sets]
     sides, points = [], []
     for label in (row, other):
@@ -399,7 +402,7 @@ def whole() -> tuple[str, list[str]]:
 
 def untouched(report: str, reference: str, rows: list[str], tasks: list[str]) -> list[str]:
     """Differences of rows to a reference, averaged over some tasks of a suite alone, each with its interval."""
-    block, draws = drawn(report)
+    block, draws = drawn(report, reference, *rows)
     columns = [column for column in block.columns if column[0] in tasks]
 
     def sampled(label: str) -> tuple[float, np.ndarray]:

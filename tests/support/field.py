@@ -1,6 +1,7 @@
 """The tables and figures of results/README.md on the field of 2026, as its committed reports give them."""
 
 import itertools
+import math
 from functools import cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from twinbench.report import bootstrap
 TOLD = "twin_merging", "tsv_c", "auto_switch", "t_switch", "tall_masks", "emr", "free"  # here told the task of a row
 OWN = "esm_pp", "smile", "mass"  # pick parts by themselves
 BOUNDS = "individual", "pretrained"
+TUNED = "glue_minilm_field_tuned"
 SEARCH, NAME = "glue_minilm_field_select", "strict_validation_bfloat16"
 PUBLISHED = "Official results figure, kiddo127/ESM at fc82fe7"
 
@@ -142,8 +144,20 @@ def on_the_demo(kind: str) -> pd.DataFrame:
 
 
 def on_glue(kind: str) -> pd.DataFrame:
-    """GLUE's test rows, every method at the setting that held-out rows chose."""
-    return of_kind(kind, scored("glue_minilm_field", "strict"))
+    """GLUE's test rows, every method at the setting that held-out rows chose, with its average at its defaults."""
+    rows = of_kind(kind, scored(TUNED, "strict"))
+    return rows.assign(default=[on_glue_at_defaults(*each) for each in zip(rows.label, rows.average, strict=True)])
+
+
+def on_glue_at_defaults(label: str, average: float) -> float:
+    """What a method with its router keeps of GLUE's test rows at its defaults; NaN where that is not run."""
+    method, _, said = label.partition(" ")
+    if not changed(method):
+        return average
+    rows = scored("glue_minilm_field", "strict").query("method == @method and usual")
+    router = said.removeprefix("(router=").removesuffix(")")
+    same = [row.average for row in rows.itertuples() if settings(row.label) and (row.router == router or not said)]
+    return same[0] if same else math.nan
 
 
 def at_defaults(rows: pd.DataFrame) -> str:
@@ -200,7 +214,7 @@ def scored_settings() -> dict[str, list[dict]]:
     """By method the settings that GLUE's test rows were scored at as the chosen ones."""
     found: dict[str, list[dict]] = {}
     for row in store.read(REPORTS.parent):
-        if row["experiment"] == "glue_minilm_field_tuned" and row["params"] not in found.setdefault(row["method"], []):
+        if row["experiment"] == TUNED and row["params"] not in found.setdefault(row["method"], []):
             found[row["method"]].append(row["params"])
     return found
 
@@ -214,32 +228,33 @@ def changed(method: str) -> str:
 
 
 def on_test_rows(rows: pd.DataFrame) -> str:
-    """The table of some of GLUE's test rows, a line each."""
+    """The table of some of GLUE's test rows, a line each; with what the methods keep at their defaults."""
 
     def line(row: pd.Series) -> list[str]:
         average = f"{row.average:.1f} ({row.average_low:.1f} to {row.average_high:.1f})"
         worst = f"{row.worst:.1f} {row.worst_task}"
-        cells = [f"`{row.label}`", changed(row.method), average, worst, f"{row.tier:.0f}"]
+        default = "not run" if math.isnan(row.default) else f"{row.default:.1f}"
+        cells = [f"`{row.label}`", changed(row.method), average, default, worst, f"{row.tier:.0f}"]
         return [*cells, row["data needs"], f"{row.total / 1e6:.0f}"]
 
-    heads = ["method", "what is not a default", "average", "worst task", "tier", "data needs", "MB"]
+    heads = ["method", "what is not a default", "average", "at its defaults", "worst task", "tier", "data needs", "MB"]
     return markdown(heads, [line(row) for _, row in rows.iterrows()])
 
 
 def lead(one: str, other: str) -> str:
     """On GLUE's test rows, the points between two rows' averages over living tasks, with the paired interval."""
-    block, draws = drawn("glue_minilm_field")
+    block, draws = drawn(TUNED, one, other)
     columns = [column for column in block.columns if column[0] != "rte"]
     low, high, _ = bootstrap.paired(
         *(bootstrap.averages(block.find(row).runs, block.individual, columns, draws) for row in (one, other))
     )
-    averages = table("glue_minilm_field", "strict_normalized")["average"]
+    averages = table(TUNED, "strict_normalized")["average"]
     return f"{averages[one] - averages[other]:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def glue_single() -> tuple[str, list[str]]:
     """One model for all tasks, at the setting that held-out rows chose; the best of them beside Twin-Merging."""
-    single, rows = on_glue("single").set_index("method", drop=False), scored("glue_minilm_field", "strict")
+    single, rows = on_glue("single").set_index("method", drop=False), scored(TUNED, "strict")
     text, paper = (rows.set_index("label").loc[f"twin_merging (router={name})"] for name in ("text", "mlp"))
     assert text.reference and (single["difference_high"] < 0).all() and (single["p"] < 0.05).all()
     best, second = single.iloc[0], single.iloc[1]
@@ -272,7 +287,7 @@ def glue_told() -> tuple[str, list[str]]:
 
 def glue_routed() -> tuple[str, list[str]]:
     """Methods whose router finds the task; what they lose to its choice, and what to their parts."""
-    rows, lost = on_glue("routed"), table("glue_minilm_field", "strict_losses")
+    rows, lost = on_glue("routed"), table(TUNED, "strict_losses")
     (behind,) = rows[rows["label"] == "auto_switch (router=text)"].to_dict("records")
 
     def line(label: str) -> str:
@@ -282,7 +297,7 @@ def glue_routed() -> tuple[str, list[str]]:
     said = [
         f"ESM++ loses {line('esm_pp (router=none)')}, MASS {line('mass (router=mass)')}, SMILE "
         f"{line('smile (router=none)')}",
-        f"MASS' route is right for {table('glue_minilm_field', 'strict_router').average['mass (router=mass)']:.1f} %",
+        f"MASS' route is right for {table(TUNED, 'strict_router').average['mass (router=mass)']:.1f} %",
         f"Auto-Switch keeps {behind['average']:.1f} in {behind['total'] / 1e6:.0f} MB, {-behind['difference']:.1f} "
         f"points less than Twin-Merging ({-behind['difference_high']:.1f} to {-behind['difference_low']:.1f})",
     ]

@@ -66,7 +66,7 @@ def generative_merges() -> tuple[str, list[str]]:
 
     def lead(method: str, task: str) -> str:
         """The points of a merge over the unmerged base."""
-        block, draws = drawn(MERGED)
+        block, draws = drawn(MERGED, method, "pretrained")
         (column,) = [column for column in block.columns if column[0] == task]
         runs = [block.find(label).runs for label in (method, "pretrained")]
         low, high, _ = bootstrap.paired(*(100 * bootstrap.over_seeds(of, column, draws) for of in runs))
