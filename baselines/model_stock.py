@@ -9,13 +9,13 @@ Experts of one task are what it was made for. Departures: t is clamped to [0, 1]
 (c < 0) would push away from the experts; a zero task vector has cosine 0. FusionBench averages angles, not cosines.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from twinbench.merging.merged import Merged
-from twinbench.weights.state_dict import PIECE, by_pieces
+from twinbench.weights.state_dict import by_pieces, task_vectors
 
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Merged:
@@ -33,12 +33,6 @@ def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
         return lambda origin, pieces: torch.add(origin, sum(piece - origin for piece in pieces), alpha=share)
 
     return Merged(by_pieces(base, experts, combine))
-
-
-def task_vectors(origin: Tensor, experts: list[Tensor]) -> Iterator[Tensor]:
-    """The experts' task vectors of a tensor beside each other, (T, n) in float32, a piece of the tensor at a time."""
-    for first, *rest in zip(*(tensor.flatten().split(PIECE) for tensor in (origin, *experts)), strict=True):
-        yield torch.stack([piece.float() for piece in rest]) - first.float()
 
 
 def _ratio(products: Tensor) -> float:

@@ -11,6 +11,7 @@ quantiles, its sign kept, N scaling values to [0, 1] from the smallest to the la
 
 Departures: inter_t is of the clipped task vectors, where the code takes the raw ones. Quantiles are order statistics,
 without interpolation. A beta of 0 or less is never kept, also where fewer than the ``density`` share are above it.
+Beside a few tensors one model is in memory, in float32.
 """
 
 import math

@@ -13,9 +13,8 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from baselines.model_stock import task_vectors
 from twinbench.merging.merged import Merged
-from twinbench.weights.state_dict import PIECE, by_pieces
+from twinbench.weights.state_dict import PIECE, by_pieces, task_vectors
 
 
 def merge(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, density: float) -> Merged:

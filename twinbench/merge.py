@@ -1,4 +1,4 @@
-"""Merge checkpoints from disk to disk with a static method: any size, a few tensors in memory at a time, no scores.
+"""Merge checkpoints from disk to disk with a static method: no scores, and few tensors in memory at a time.
 
     python -m twinbench.merge method=ties base=DIR experts='{math: DIR, code: DIR}' out=DIR
 

@@ -151,7 +151,10 @@ def tally(outcomes: Sequence[Outcome]) -> int:
 
 
 def add_to_experiment(config: DictConfig, done: Outcome) -> None:
-    """Add a run to those of its experiment: a report can be made while the sweep runs, and after it was stopped."""
+    """Add a run to those of its experiment: a report can be made while the sweep runs, and after it was stopped.
+
+    Runs of the suite that the experiment has its name from are known without.
+    """
     experiment = config.hydra.runtime.choices["experiment"]
     if experiment and done.run_id is not None and experiment != done.suite:
         store.add_to_sweep(Path(config.results_dir).expanduser(), experiment, done.run_id)
@@ -167,12 +170,13 @@ def finish(config: DictConfig, outcomes: Sequence[Outcome]) -> int:
     suites = list(dict.fromkeys(job.suite for job in outcomes if job.suite is not None))
     experiment = config.hydra.runtime.choices["experiment"]
     reports = [{"suite": suite} for suite in suites]
-    if experiment:
-        runs = sorted({job.run_id for job in outcomes if job.run_id is not None and job.suite != experiment})
+    if experiment and experiment == config.suite.name:  # it is about the whole suite, whose runs name it
+        reports = [{"suite": experiment}]
+    elif experiment:
+        runs = sorted({job.run_id for job in outcomes if job.run_id is not None})
         if runs:  # where every job was refused, what the last sweep listed stays
             store.write_sweep(folder, experiment, runs)
-        # One that has a suite's name is about the whole suite.
-        reports = [{"suite" if experiment in suites else "experiment": experiment}]
+        reports = [{"experiment": experiment}]
     for which in reports:
         try:
             # Of sweeps that share their runs the last one reports on all: it waits for the others' report here.

@@ -549,8 +549,11 @@ def test_an_experiment_with_its_suites_name_shows_runs_that_have_another_suites(
     assert "1 skipped, 1 ok" in done.stdout
     of = {row["method"]: row["suite"] for row in rows_of(results)}
     assert of == {"individual": "tiny", "average": "more"}
-    text = (results / "reports" / "more" / "leaderboard.md").read_text()
-    assert "| average" in text and "individual [upper bound]" in text
+    again = command(*arguments, "experiment=more", "method=individual")
+    assert again.returncode == 0, again.stderr
+    for which in ("suite", "experiment"):
+        table = make(results, **{which: "more"})["tables"]["strict_normalized"]
+        assert set(table["method"]) == {"individual", "average"}, "also after a sweep of some of its runs"
     assert len(store.sweep(results, "more")) == 1, "its own runs are known by their suite"
 
 
@@ -573,6 +576,8 @@ def test_an_experiment_reports_its_own_runs_and_chooses_on_the_validation_split(
     assert {row["run_id"] for row in rows} == set(store.sweep(results, "curve"))
     frame = store.predictions(results, rows[0]["run_id"])
     assert set(frame["split"]) == {"validation"} and len(frame) == 20 * len(CLASSES)
+    with pytest.raises(ValueError, match="no records of suite 'curve'"):
+        make(results, suite="curve")
     text = (results / "reports" / "curve" / "leaderboard.md").read_text()
     assert "## strict protocol, validation split" in text
     assert "average" not in {line.split("|")[2].strip() for line in text.splitlines() if line.startswith("|")}

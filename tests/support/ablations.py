@@ -364,7 +364,7 @@ def bases() -> tuple[str, list[str]]:
 def drawn(report: str, *labels: str) -> tuple[blocks.Block, bootstrap.Draws]:
     """The first block of a report of committed records, and the resampled scores of some of its rows."""
     results = REPORTS.parent
-    block = blocks.blocks(read.chosen(store.latest(store.read(results)), results, report, None))[0]
+    block = blocks.blocks(read.chosen(store.latest(store.read(results)), results, None, report))[0]
     rows = [block.find(label) for label in dict.fromkeys(("individual", *labels))]  # probes have no expert to divide by
     block = replace(block, rows=[row for row in rows if row is not None])
     return block, bootstrap.draws(read.predictions(results, [block])[0], [block])[0]

@@ -260,6 +260,7 @@ def glue_single() -> tuple[str, list[str]]:
     best, second = single.iloc[0], single.iloc[1]
     assert best.method == "tsv_m" and best.tier == paper.tier < second.tier and len(rows["method"].unique()) == 36
     beside = lead("twin_merging (router=mlp)", "tsv_m")
+    gains = (single["average"] - single["default"]).map("{:.1f}".format)
     again = correlation(single["average"], held_out().loc[single.index, "average"])
     said = [
         f"TSV-M keeps {best.average:.1f} in {best.total / 1e6:.0f} MB, Twin-Merging {text.average:.1f} with the text "
@@ -272,6 +273,9 @@ def glue_single() -> tuple[str, list[str]]:
         f"router {paper.corrected:.1f}, the text router {text.corrected:.1f}",
         f"The rank correlation of seven data-free merges with their published order is {as_published(single)}",
         f"with the order of all {len(single)} on held-out rows it is {again:.2f}",
+        f"At their defaults it is {as_published(single, 'default')}",
+        f"WUDI gains {gains.wudi} points by its settings, PCB {gains.pcb}, Breadcrumbs {gains.breadcrumbs}, Iso-CTS "
+        f"{gains.iso_cts}, TSV-M {gains.tsv_m}",
     ]
     return on_test_rows(single), said
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
-from baselines import average, dare, dare_ties, task_arithmetic, ties
+from baselines import average, dare, dare_ties, model_stock, pcb, sce, task_arithmetic, ties
 from support.commands import ROOT
 from support.family import WORDS, tiny_config
 from twinbench.merging.compress import bernoulli, generator
@@ -45,6 +45,9 @@ METHODS = {
     "dare_ties": lambda base, experts: dare_ties.merge(
         base, experts, keep=0.5, density=0.2, scaling=1.0, scope="global", aggregate="mean", seed=1
     ),
+    "pcb": lambda base, experts: pcb.merge(base, experts, density=0.3, clip=0.02, inter="sum", scaling=1.0),
+    "sce": lambda base, experts: sce.merge(base, experts, density=0.4),
+    "model_stock": lambda base, experts: model_stock.merge(base, experts),
 }
 
 
@@ -404,7 +407,7 @@ def family(dtype=torch.float32):
 def test_the_size_of_pieces_changes_nothing_and_integers_are_the_base(monkeypatch, method, dtype):
     base, experts = family(dtype)
     whole = dict(METHODS[method](base, experts).shared)
-    for module in (state_dict, dare, ties):
+    for module in (state_dict, dare, ties, sce):
         monkeypatch.setattr(module, "PIECE", 7)
     pieces = dict(METHODS[method](base, experts).shared)
     for name, tensor in whole.items():
@@ -418,7 +421,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch, tmp_path, threads, m
     base, experts = family()
     (tmp_path / "base").mkdir()
     entries = layout_of(base, tmp_path / "base")
-    for module in (state_dict, dare, ties):
+    for module in (state_dict, dare, ties, sce):
         monkeypatch.setattr(module, "PIECE", 64)
     for cores in (1, 2, 5):
         threads(cores)

@@ -1,7 +1,8 @@
 """Records: measured numbers, one JSON line each, one file per run, written once and never edited.
 
 ``RESULTS/records/TIME-RUN_ID.jsonl`` holds a run's rows; ``RESULTS/predictions/TIME-RUN_ID.parquet`` its predictions;
-``RESULTS/sweeps/EXPERIMENT.json`` the runs of an experiment's last sweep (see `add_to_sweep`);
+``RESULTS/sweeps/EXPERIMENT.json`` the runs of an experiment's last sweep (see `add_to_sweep`), or, where the experiment
+has its suite's name, those of its runs that are recorded under another suite's;
 ``RESULTS/experts/SUITE_ID.json`` how the experts of a suite were trained, where twinbench trained them.
 A file appears under its name only when it is whole, so a killed process leaves nothing half-written to read.
 """

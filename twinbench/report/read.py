@@ -44,13 +44,17 @@ def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: s
 
 
 def belonging(rows: list[dict], results_dir: Path, suite: str | None, experiment: str | None) -> list[dict]:
-    """The records of the runs of an experiment's last sweep; or of a suite.
+    """The records of a suite, or of the runs of an experiment's last sweep.
 
-    Those of a suite are its own, and the runs that the experiment of its name found measured under other suites' names.
+    Where an experiment has the name of a suite, either name gives both: the suite's records, and those runs of the
+    experiment that had been measured under another suite's name.
     """
-    name = experiment or suite
-    listed = set(store.sweep(results_dir, name)) if experiment or name in store.sweeps(results_dir) else set()
-    return [row for row in rows if row["run_id"] in listed or (suite and row["suite"] == suite)]
+    name = suite or experiment
+    own = [row for row in rows if row["suite"] == name]
+    if not own and suite:
+        return []
+    listed = set(store.sweep(results_dir, name)) if not own or name in store.sweeps(results_dir) else set()
+    return [row for row in rows if row["suite"] == name or row["run_id"] in listed]
 
 
 def predictions(results_dir: Path, found: Iterable[Block]) -> "tuple[dict[str, pd.DataFrame], dict[str, list[str]]]":

@@ -5,7 +5,7 @@ merged model that has not been computed yet: N experts never need to be in memor
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +67,8 @@ def by_pieces(
     experts: Mapping[str, Mapping[str, Tensor]],
     combine: Callable[[str], Combine],
 ) -> StateDict:
-    """A merge that works weight by weight, in float32 and in cache-sized pieces; each tensor is read once.
+    """A merge that works weight by weight, in float32 and in cache-sized pieces; each tensor is read once,
+    beside what ``combine(name)`` reads.
 
     What is not floating point (positions, counters) is the base's.
 
@@ -90,6 +91,12 @@ def by_pieces(
         return result
 
     return StateDict(base, merged)
+
+
+def task_vectors(origin: Tensor, experts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The experts' task vectors of a tensor beside each other, (T, n) in float32, a piece of the tensor at a time."""
+    for first, *rest in zip(*(tensor.flatten().split(PIECE) for tensor in (origin, *experts)), strict=True):
+        yield torch.stack([piece.float() for piece in rest]) - first.float()
 
 
 def concurrently(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
