@@ -57,18 +57,19 @@ def main() -> None:
     python = environment("fusion-bench", PEERS["fusion-bench"]) if arguments.peers else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that gigabytes are removed then, too
     root = Path(tempfile.mkdtemp(prefix="twinbench-field-"))
-    rows = kept(arguments) if arguments.only else []
+    rows = {row["method"]: row for row in last(arguments)} if arguments.only else {}
     where = machine_and_packages(arguments.peers)
     try:
         folders = make_models(root, arguments.experts, arguments.size)
         size = (folders[0] / "model.safetensors").stat().st_size
         for method in arguments.only or static():
             row = {"method": method, "date": datetime.now(UTC).isoformat(), "machine": where, "ours": None}
+            row["peer"] = rows.get(method, {}).get("peer")
             if method not in FOR_LORA:
                 row["ours"] = once(ours(method, folders, root / "out"), root, method, folders)
             if python and method in PEER_METHODS:
                 row["peer"] = once(theirs(method, python, folders, root / "out"), root, method, folders)
-            rows = sorted([*rows, row], key=lambda row: row["method"])
+            rows[method] = row
             save(rows, arguments, size)
     finally:
         shutil.rmtree(root)
@@ -86,12 +87,13 @@ def machine_and_packages(peers: bool) -> str:
     return f"{machine()}, {memory:.0f} GiB; {', '.join(' '.join(item) for item in packages.items())}"
 
 
-def kept(arguments: argparse.Namespace) -> list[dict]:
-    """The last run's rows of the methods that are not measured again."""
-    last = json.loads((RESULTS / "field.json").read_text(encoding="utf-8"))
-    if (last["size"], last["experts"]) != (arguments.size, arguments.experts):
-        sys.exit("error: the last run was of other models")
-    return [row for row in last["rows"] if row["method"] not in arguments.only]
+def last(arguments: argparse.Namespace) -> list[dict]:
+    """The last run's rows."""
+    file = RESULTS / "field.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if (found.get("size"), found.get("experts")) != (arguments.size, arguments.experts):
+        sys.exit("error: --only adds to a run of the same models, and there is none")
+    return found["rows"]
 
 
 def static() -> list[str]:
@@ -128,17 +130,18 @@ def once(command: list[str], root: Path, method: str, folders: list[Path]) -> di
         return None
 
 
-def save(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
+def save(rows: dict[str, dict], arguments: argparse.Namespace, size: int) -> None:
     """Keep what was measured so far: the whole run takes most of an hour."""
     if arguments.size == "base":
         RESULTS.mkdir(parents=True, exist_ok=True)
-        found = {"experts": arguments.experts, "size": arguments.size, "bytes_each": size, "rows": rows}
+        found = {"experts": arguments.experts, "size": arguments.size, "bytes_each": size}
+        found["rows"] = [rows[method] for method in sorted(rows)]
         (RESULTS / "field.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
+def report(rows: dict[str, dict], arguments: argparse.Namespace, size: int) -> None:
     """Print the table, and keep it where it is a full-size run."""
-    wheres = sorted({f"{row['machine']}; {row['date'][:10]}" for row in rows})
+    wheres = sorted({f"{row['machine']}; {row['date'][:10]}" for row in rows.values()})
     lines = [
         f"# Every static method that reads weights alone, on {arguments.experts} experts, disk to disk\n",
         *(f"{where}.\n" for where in wheres),
@@ -149,8 +152,8 @@ def report(rows: list[dict], arguments: argparse.Namespace, size: int) -> None:
         "| method | wall, s | after imports, s | memory, MiB | memory / result | FusionBench: wall, s | × ours | MiB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in rows:
-        own, peer = row["ours"], row.get("peer")
+    for _, row in sorted(rows.items()):
+        own, peer = row["ours"], row["peer"]
         cells = ["–"] * 4
         if own:
             cells = [f"{own['wall_s']:.1f}", f"{own['work_s']:.1f}", f"{own['peak_bytes'] / 2**20:.0f}"]

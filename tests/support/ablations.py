@@ -253,12 +253,18 @@ def combined_on_test() -> tuple[str, list[str]]:
 
     heads = ["directions, shared expert", "average", "MB", "what it adds to none", "difference to Task Arithmetic's"]
     shown = {rank: adds(label(ratio, "task_arithmetic")) for rank, (ratio, _) in best.items()}
+
+    def over_none(kind: str) -> tuple[str, str]:
+        row = more.loc[label("0.003", kind)]
+        return f"{row.average:.1f} points more", f"({row.average_low:+.1f} to {row.average_high:+.1f})"
+
+    task, wudi = over_none("task_arithmetic"), over_none("wudi")
     said = [
-        f"At one direction Task Arithmetic's adds {shown['1']} points to none, and WUDI's "
-        f"{adds(label('0.003', 'wudi'))}",
-        f"At eight Task Arithmetic's adds {shown['8']}, and at 38 {shown['38']}",
-        f"takes the fewest bytes**: {bytes_of('0.021', 'task_arithmetic')}; the plain average's takes "
-        f"{bytes_of('0.021', 'average')}, CART's at 38 takes {bytes_of('0.1', 'cart')}",
+        f"At one direction Task Arithmetic's keeps {task[0]} than none {task[1]}, and WUDI's {wudi[0]} {wudi[1]}",
+        f"At eight Task Arithmetic's difference is {shown['8']}, and at 38 {shown['38']}",
+        f"CART's at 38 directions takes {bytes_of('0.1', 'cart')}, none there {bytes_of('0.1', 'pretrained')}",
+        f"At eight directions Task Arithmetic's takes {bytes_of('0.021', 'task_arithmetic')}, none "
+        f"{bytes_of('0.021', 'pretrained')}, the plain average's {bytes_of('0.021', 'average')}",
     ]
     return markdown(heads, [line for rank in best for line in lines(rank)]), said
 

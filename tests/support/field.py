@@ -152,7 +152,7 @@ def on_glue(kind: str) -> pd.DataFrame:
 def on_glue_at_defaults(label: str, average: float) -> float:
     """What a method with its router keeps of GLUE's test rows at its defaults; NaN where that is not run."""
     method, _, said = label.partition(" ")
-    if not changed(method):
+    if not changed(label):
         return average
     rows = scored("glue_minilm_field", "strict").query("method == @method and usual")
     router = said.removeprefix("(router=").removesuffix(")")
@@ -219,11 +219,23 @@ def scored_settings() -> dict[str, list[dict]]:
     return found
 
 
-def changed(method: str) -> str:
-    """Where the setting that GLUE's test rows were scored at is not the method's default."""
+@cache
+def own_router(method: str) -> dict:
+    """The settings of the router that a method brings along, at which GLUE's test rows were scored."""
+    rows = (row for row in store.read(REPORTS.parent) if row["experiment"] == TUNED and row["method"] == method)
+    return next(row["router"] for row in rows if row["router"] and row["router"]["name"] == method)
+
+
+def changed(label: str) -> str:
+    """Where the setting that GLUE's test rows were scored at is not the default of the method, or of its own router."""
+    method = label.partition(" ")[0]
     (params,) = scored_settings()[method]
     own = {key: value for key, value in params.items() if key not in ("shared", "compression")}
     usual = defaults("method", method)
+    if f"router={method})" in label:
+        features = defaults("router", method)["features"]
+        own |= {f"router.{key}": own_router(method)[key] for key in features}
+        usual = usual | {f"router.{key}": value for key, value in features.items()}
     return ", ".join(f"{key}={value}" for key, value in own.items() if number(value) != number(usual[key]))
 
 
@@ -234,7 +246,7 @@ def on_test_rows(rows: pd.DataFrame) -> str:
         average = f"{row.average:.1f} ({row.average_low:.1f} to {row.average_high:.1f})"
         worst = f"{row.worst:.1f} {row.worst_task}"
         default = "not run" if math.isnan(row.default) else f"{row.default:.1f}"
-        cells = [f"`{row.label}`", changed(row.method), average, default, worst, f"{row.tier:.0f}"]
+        cells = [f"`{row.label}`", changed(row.label), average, default, worst, f"{row.tier:.0f}"]
         return [*cells, row["data needs"], f"{row.total / 1e6:.0f}"]
 
     heads = ["method", "what is not a default", "average", "at its defaults", "worst task", "tier", "data needs", "MB"]
@@ -274,8 +286,9 @@ def glue_single() -> tuple[str, list[str]]:
         f"The rank correlation of seven data-free merges with their published order is {as_published(single)}",
         f"with the order of all {len(single)} on held-out rows it is {again:.2f}",
         f"At their defaults it is {as_published(single, 'default')}",
-        f"WUDI gains {gains.wudi} points by its settings, PCB {gains.pcb}, Breadcrumbs {gains.breadcrumbs}, Iso-CTS "
-        f"{gains.iso_cts}, TSV-M {gains.tsv_m}",
+        f"WUDI gains {gains.wudi} points by its settings, DARE-TIES {gains.dare_ties}, PCB {gains.pcb}, Breadcrumbs "
+        f"{gains.breadcrumbs}, ESM {gains.esm}, FR {gains.fr} and Iso-CTS {gains.iso_cts}",
+        f"TSV-M keeps {single.default['tsv_m']:.1f} at its defaults, too",
     ]
     return on_test_rows(single), said
 
