@@ -154,7 +154,8 @@ def on_glue_at_defaults(label: str, average: float) -> float:
     method, _, said = label.partition(" ")
     if not changed(label):
         return average
-    rows = scored("glue_minilm_field", "strict").query("method == @method and usual")
+    rows = scored("glue_minilm_field", "strict")
+    rows = rows[(rows["method"] == method) & rows["usual"]]
     router = said.removeprefix("(router=").removesuffix(")")
     same = [row.average for row in rows.itertuples() if settings(row.label) and (row.router == router or not said)]
     return same[0] if same else math.nan
