@@ -3,7 +3,7 @@
 Usage: python -m twinbench.report suite=NAME|experiment=NAME [results_dir=results/local] [reference=twin_merging]
 
   suite        report all its runs on the test split (if there are none: on held-out rows); or
-  experiment   report the runs of this experiment
+  experiment   report the runs of this experiment; where it has its suite's name, all runs of both
   results_dir  folder with records/, predictions/, experts/ and sweeps/; the report goes to its reports/NAME/
   reference    method or row that differences are taken to
 """

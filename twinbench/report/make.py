@@ -31,7 +31,8 @@ def make(
     Args:
         results_dir: folder with ``records/``, ``predictions/``, ``experts/`` and ``sweeps/``.
         suite: the report is of all runs on the test split of this suite, or if there are none on its held-out rows; or
-        experiment: of the runs of this experiment's last sweep, whatever they score.
+        experiment: of the runs of this experiment's last sweep, whatever they score. Where it has the name of a suite,
+            either is of both (`read.belonging`).
         reference: the method, or the label of the row, that differences are taken to. The default may be absent (then
             there are no differences); any other must exist.
 
