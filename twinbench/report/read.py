@@ -39,7 +39,8 @@ def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: s
     if not mine:
         known = ", ".join(sorted({row["suite"] or "unknown" for row in rows})) or "none"
         raise Mistake(f"no records of suite {suite!r}; suites with records: {known}")
-    other = {row["run_id"] for row in mine if row["split"] == "validation"} if suite else set()
+    whole = suite or any(row["suite"] == experiment for row in mine)
+    other = {row["run_id"] for row in mine if row["split"] == "validation"} if whole else set()
     return [row for row in mine if row["run_id"] not in other] or mine
 
 
@@ -47,13 +48,16 @@ def belonging(rows: list[dict], results_dir: Path, suite: str | None, experiment
     """The records of a suite, or of the runs of an experiment's last sweep.
 
     Where an experiment has the name of a suite, either name gives both: the suite's records, and those runs of the
-    experiment that had been measured under another suite's name.
+    experiment that had been measured under another suite's name. The suite's name leaves out runs with other experts.
     """
     name = suite or experiment
     own = [row for row in rows if row["suite"] == name]
     if not own and suite:
         return []
     listed = set(store.sweep(results_dir, name)) if not own or name in store.sweeps(results_dir) else set()
+    if suite:
+        experts = {row["suite_id"] for row in own}
+        listed = {row["run_id"] for row in rows if row["run_id"] in listed and row["suite_id"] in experts}
     return [row for row in rows if row["suite"] == name or row["run_id"] in listed]
 
 
