@@ -64,7 +64,8 @@ def main() -> None:
         size = (folders[0] / "model.safetensors").stat().st_size
         for method in arguments.only or static():
             row = {"method": method, "date": datetime.now(UTC).isoformat(), "machine": where, "ours": None}
-            row["peer"] = rows.get(method, {}).get("peer")
+            before = rows.get(method, {})
+            row["peer"] = before.get("peer") if before.get("machine") == where else None
             if method not in FOR_LORA:
                 row["ours"] = once(ours(method, folders, root / "out"), root, method, folders)
             if python and method in PEER_METHODS:

@@ -35,6 +35,7 @@ def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: s
     """
     mine = belonging(rows, results_dir, suite, experiment)
     if experiment and not mine:
+        store.sweep(results_dir, experiment)  # which says so where there was none
         raise Mistake(f"no records of experiment {experiment!r} in {results_dir}: its last sweep has no result")
     if not mine:
         known = ", ".join(sorted({row["suite"] or "unknown" for row in rows})) or "none"
@@ -48,17 +49,19 @@ def belonging(rows: list[dict], results_dir: Path, suite: str | None, experiment
     """The records of a suite, or of the runs of an experiment's last sweep.
 
     Where an experiment has the name of a suite, either name gives both: the suite's records, and those runs of the
-    experiment that had been measured under another suite's name. The suite's name leaves out runs with other experts.
+    experiment that had been measured under another suite's name, with the same experts.
     """
     name = suite or experiment
     own = [row for row in rows if row["suite"] == name]
     if not own and suite:
         return []
-    listed = set(store.sweep(results_dir, name)) if not own or name in store.sweeps(results_dir) else set()
-    if suite:
-        experts = {row["suite_id"] for row in own}
-        listed = {row["run_id"] for row in rows if row["run_id"] in listed and row["suite_id"] in experts}
-    return [row for row in rows if row["suite"] == name or row["run_id"] in listed]
+    listed = set(store.sweep(results_dir, name)) if name in store.sweeps(results_dir) else set()
+    experts = {row["suite_id"] for row in own}
+    return [
+        row
+        for row in rows
+        if row["suite"] == name or (row["run_id"] in listed and (not own or row["suite_id"] in experts))
+    ]
 
 
 def predictions(results_dir: Path, found: Iterable[Block]) -> "tuple[dict[str, pd.DataFrame], dict[str, list[str]]]":
