@@ -1,4 +1,4 @@
-"""Merge checkpoints from disk to disk with a static method: no scores, and few tensors in memory at a time.
+"""Merge checkpoints from disk to disk with a static method, without scores: a few tensors of each in memory at a time.
 
     python -m twinbench.merge method=ties base=DIR experts='{math: DIR, code: DIR}' out=DIR
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 CONF = Path(__file__).parents[2] / "conf" / "method"
 CHANGED = {"wudi": ["method.solver=closed"]}  # its other solver takes 300 steps of Adam on every matrix
 ON = {"lines": "task_arithmetic", "svc": "task_arithmetic"}  # the static method that each modifies
-FOR_LORA = ("knots",)  # on experts of full rank its matrices are as many times as wide as there are experts
+FOR_LORA = ("knots",)  # it factors all experts' matrices side by side, which takes hours where they have full rank
 PEER_METHODS = {
     "tsv_m": ("TaskSingularVectorMerging", {}),
     "iso_c": ("IsotropicMergingInCommonSubspace", {"scaling_factor": 1.0}),
@@ -121,18 +121,19 @@ def theirs(method: str, python: Path, folders: list[Path], out: Path) -> list[st
     return [str(python), "-c", FUSION_BENCH, json.dumps([*map(str, folders)]), str(out), name, json.dumps(values)]
 
 
-def once(command: list[str], root: Path, method: str, folders: list[Path]) -> dict | None:
-    """The run's figures; None where the process failed or was killed."""
+def once(command: list[str], root: Path, method: str, folders: list[Path]) -> dict:
+    """The run's figures, or in their place why the process failed or was killed."""
     try:
         return measured(command, root / "out", method, folders)
     except RuntimeError as error:
-        print(f"{method} failed: {str(error).splitlines()[-1]}", flush=True)
+        why = str(error).splitlines()[-1]
+        print(f"{method} failed: {why}", flush=True)
         shutil.rmtree(root / "out", ignore_errors=True)
-        return None
+        return {"failed": why}
 
 
 def save(rows: dict[str, dict], arguments: argparse.Namespace, size: int) -> None:
-    """Keep what was measured so far: the whole run takes most of an hour."""
+    """Keep what was measured so far: the whole run takes twenty minutes."""
     if arguments.size == "base":
         RESULTS.mkdir(parents=True, exist_ok=True)
         found = {"experts": arguments.experts, "size": arguments.size, "bytes_each": size}
@@ -142,26 +143,30 @@ def save(rows: dict[str, dict], arguments: argparse.Namespace, size: int) -> Non
 
 def report(rows: dict[str, dict], arguments: argparse.Namespace, size: int) -> None:
     """Print the table, and keep it where it is a full-size run."""
+    failed = {method: row["peer"]["failed"] for method, row in rows.items() if "failed" in (row["peer"] or {})}
     wheres = sorted({f"{row['machine']}; {row['date'][:10]}" for row in rows.values()})
     lines = [
         f"# Every static method that reads weights alone, on {arguments.experts} experts, disk to disk\n",
         *(f"{where}.\n" for where in wheres),
         f"RoBERTa-{arguments.size} in float32, {size / 1e6:.0f} MB each. Whole processes at each method's defaults, "
         "one run each; `wudi` with its closed solver. Memory is anonymous memory at its peak, in MiB and in sizes of "
-        "the result. FusionBench's WUDI takes 3 of its 300 steps here. A dash: not run, as `knots`, "
-        "which is for LoRA experts, or it failed.\n",
+        "the result. FusionBench's WUDI was given 3 of its 300 steps. A dash: not run; `knots` is for LoRA experts.\n",
+        *(f"FusionBench's `{name}` failed: {why}\n" for name, why in failed.items()),
         "| method | wall, s | after imports, s | memory, MiB | memory / result | FusionBench: wall, s | × ours | MiB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for _, row in sorted(rows.items()):
         own, peer = row["ours"], row["peer"]
-        cells = ["–"] * 4
-        if own:
+        cells = ["failed" if own else "–"] * 4
+        if own and "failed" not in own:
             cells = [f"{own['wall_s']:.1f}", f"{own['work_s']:.1f}", f"{own['peak_bytes'] / 2**20:.0f}"]
             cells += [f"{own['peak_bytes'] / size:.1f}"]
-        cells += [f"{peer['wall_s']:.1f}" if peer else "–"]
-        cells += [f"{peer['wall_s'] / own['wall_s']:.1f}" if own and peer else "–"]
-        cells += [f"{peer['peak_bytes'] / 2**20:.0f}" if peer else "–"]
+        beside = ["failed" if peer else "–"] * 3
+        if peer and "failed" not in peer:
+            beside = [f"{peer['wall_s']:.1f}", "–", f"{peer['peak_bytes'] / 2**20:.0f}"]
+            if own and "failed" not in own:
+                beside[1] = f"{peer['wall_s'] / own['wall_s']:.1f}"
+        cells += beside
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     table = "\n".join(lines) + "\n"
     print(table)

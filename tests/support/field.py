@@ -157,6 +157,7 @@ def on_glue_at_defaults(label: str, average: float) -> float:
     rows = scored("glue_minilm_field", "strict")
     rows = rows[(rows["method"] == method) & rows["usual"]]
     router = said.removeprefix("(router=").removesuffix(")")
+    # A row that names no setting is the method's only one, so it is the chosen one: the default is not run.
     same = [row.average for row in rows.itertuples() if settings(row.label) and (row.router == router or not said)]
     return same[0] if same else math.nan
 

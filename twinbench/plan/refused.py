@@ -57,7 +57,7 @@ def check_prepared(suite: Mapping, method: str, arguments: Iterable[str]) -> Non
             said = f"{method} needs {argument}, which is not defined for the models of suite {suite['name']}"
             raise Mistake(f"{said}; choose another method")
         without = [task for task in merged(suite) if suite["tasks"][task].get("classes") is None]
-        if without and prepared_by_class(argument):
+        if prepared_by_class(argument) and without:
             said = f"{method} needs {argument}, and {', '.join(without)} has no classes"
             raise Mistake(f"{said}: leave it out with suite.only")
 

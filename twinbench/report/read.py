@@ -48,20 +48,16 @@ def chosen(rows: list[dict], results_dir: Path, suite: str | None, experiment: s
 def belonging(rows: list[dict], results_dir: Path, suite: str | None, experiment: str | None) -> list[dict]:
     """The records of a suite, or of the runs of an experiment's last sweep.
 
-    Where an experiment has the name of a suite, either name gives both: the suite's records, and those runs of the
-    experiment that had been measured under another suite's name, with the same experts.
+    Where an experiment has the name of a suite, either name gives the suite's records, and those runs of the experiment
+    that had been measured under another suite's name. The suite's name leaves out runs with other experts.
     """
     name = suite or experiment
     own = [row for row in rows if row["suite"] == name]
-    if not own and suite:
+    if suite and not own:
         return []
     listed = set(store.sweep(results_dir, name)) if name in store.sweeps(results_dir) else set()
-    experts = {row["suite_id"] for row in own}
-    return [
-        row
-        for row in rows
-        if row["suite"] == name or (row["run_id"] in listed and (not own or row["suite_id"] in experts))
-    ]
+    experts = {row["suite_id"] for row in (own if suite else rows)}
+    return [row for row in rows if row["suite"] == name or (row["run_id"] in listed and row["suite_id"] in experts)]
 
 
 def predictions(results_dir: Path, found: Iterable[Block]) -> "tuple[dict[str, pd.DataFrame], dict[str, list[str]]]":
